@@ -1,0 +1,50 @@
+"""SABR: fetch data, train, attack, certify, and turn the verdicts into the paper's tables and figures."""
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/attack.smk"
+include: "workflow/rules/certify.smk"
+include: "workflow/rules/records.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+localrules:
+    all,
+    models,
+    tables,
+    figures,
+    training_spec,
+    certification_spec,
+    merge,
+    records,
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES,
+        FIGURES,
+
+
+rule models:
+    input:
+        of_each_row("model.pt"),
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+rule figures:
+    input:
+        FIGURES,

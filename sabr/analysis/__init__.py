@@ -1,0 +1,1 @@
+"""Studies of the paper, each giving a tidy table."""

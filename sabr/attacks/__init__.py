@@ -1,0 +1,1 @@
+"""Points of a box that a network gets wrong."""

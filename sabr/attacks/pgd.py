@@ -1,0 +1,154 @@
+"""Projected gradient descent: points of a box that a network gets wrong."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sabr.bounds.boxes import Box
+from sabr.bounds.interval import margins
+from sabr.networks.affine import Step, forward
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per sample, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The largest wrong logit minus the right one, (N,): positive where the sample is misclassified."""
+    return -margins(logits, labels).amin(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "margin": negative_margin}
+
+
+class Attacked(NamedTuple):
+    """Points (N, ...), and whether the network gets each of them wrong, (N,) bool."""
+
+    points: Tensor
+    misclassified: Tensor
+
+
+def pgd(
+    steps: Sequence[Step],
+    region: Box,
+    labels: Tensor,
+    *,
+    start: Tensor,
+    step_sizes: Sequence[float],
+    loss: str = "cross_entropy",
+    stop_early: bool = True,
+) -> Attacked:
+    """Ascend the loss by signed gradient steps inside a box (the authors' training attack; paper, appendix C).
+
+    The start is evaluated as it is, in the box or not; every later iterate is projected onto the box. An estimate: that
+    no point is found proves nothing.
+
+    Parameters
+    ----------
+    steps
+        A folded network without gradients towards its weights (made under `torch.no_grad`).
+    region
+        (N, ...) boxes.
+    labels
+        (N,) true classes.
+    start
+        (N, ...) first iterates.
+    step_sizes
+        One number per step, in units of the largest radius in `region`.
+    loss
+        A name in `LOSSES`.
+    stop_early
+        Stop once every sample has been misclassified at some iterate.
+
+    Returns
+    -------
+    Attacked
+        Per sample the last iterate that was misclassified, or, where none was, the one with the largest loss among
+        all iterates but the last.
+    """
+    unit = float(region.radius.max()) if region.lower.numel() else 0.0
+    points = start.detach()
+    best = points.clone()
+    best_loss = torch.full(labels.shape, -torch.inf, device=labels.device, dtype=points.dtype)
+    misclassified = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
+    for size in [*step_sizes, None]:
+        points.requires_grad_(size is not None)
+        with torch.set_grad_enabled(size is not None):
+            logits = forward(steps, points)
+            losses = LOSSES[loss](logits, labels)
+        with torch.no_grad():
+            better = logits.argmax(1) != labels
+            misclassified |= better
+            if size is not None:  # as the authors do: the last iterate counts only where it is misclassified
+                better = better | (~misclassified & (losses > best_loss))
+            best = torch.where(_along(better, points), points.detach(), best)
+            best_loss = torch.where(better, losses.detach(), best_loss)
+        if size is None or (stop_early and bool(misclassified.all())):
+            break
+        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        points = region.clamp(points.detach() + size * unit * gradient.sign())
+    return Attacked(best, misclassified)
+
+
+def training_attack(
+    steps: Sequence[Step],
+    images: Tensor,
+    region: Box,
+    labels: Tensor,
+    *,
+    step_sizes: Sequence[float],
+    generator: torch.Generator,
+) -> Tensor:
+    """The adversarial points that SABR and PGD training start from: one restart of `pgd` on the cross-entropy.
+
+    Starts at images + U(-0.5, 0.5) * (region.upper - region.lower), not projected, as the authors do.
+    """
+    noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) - 0.5
+    start = images + noise * (region.upper - region.lower)
+    return pgd(steps, region, labels, start=start, step_sizes=step_sizes).points
+
+
+def strong_attack(
+    steps: Sequence[Step],
+    region: Box,
+    labels: Tensor,
+    *,
+    step_sizes: Sequence[float],
+    restarts: int,
+    loss: str,
+    generator: torch.Generator,
+) -> Attacked:
+    """PGD with uniform random starts in the box, repeated on the samples that still resist.
+
+    Returns
+    -------
+    Attacked
+        Points of `region` only; for a sample that resists, the worst point of the first restart.
+    """
+    result: Attacked | None = None
+    for _ in range(restarts):
+        open_ = torch.arange(len(labels), device=labels.device)
+        if result is not None:
+            open_ = torch.nonzero(~result.misclassified).squeeze(1)
+        if len(open_) == 0:
+            break
+        start = region.sample(generator)[open_]
+        part = Box(region.lower[open_], region.upper[open_])
+        found = pgd(steps, part, labels[open_], start=start, step_sizes=step_sizes, loss=loss)
+        if result is None:
+            result = found
+        else:
+            hit = open_[found.misclassified]
+            result.points[hit] = found.points[found.misclassified]
+            result.misclassified[hit] = True
+    if result is None:
+        raise ValueError("an attack needs at least one restart")
+    return result
+
+
+def _along(mask: Tensor, points: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (points.dim() - 1))

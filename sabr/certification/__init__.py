@@ -1,0 +1,1 @@
+"""Verdicts on images: natural, attacked, certified."""

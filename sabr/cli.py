@@ -1,0 +1,342 @@
+"""One small command a rule: arguments in, files out, errors as one sentence."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sabr.errors import SabrError
+from sabr.settings import DATASETS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sabr.networks.architectures import Network
+    from sabr.specs import CertificationSpec
+
+app = typer.Typer(
+    help="SABR: certified training with small boxes. Each command is one step of the workflow and can be run by hand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DatasetName = StrEnum("DatasetName", {name: name for name in DATASETS})  # type: ignore[misc]
+SpecKind = StrEnum("SpecKind", {"training": "training", "certification": "certification"})
+
+Study = StrEnum("Study", ["box-growth", "small-box"])
+FigureName = StrEnum("FigureName", ["accuracies", "training-curves", "lambda-sweep", "box-growth", "small-box"])
+PUBLISHED = Path("config/published.yaml")
+FIGURES = Path("config/figures.yaml")
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared datasets.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write; there whole or not at all.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads to compute with.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+Title = Annotated[str, typer.Option("--scale", "--title", help="The scale in words, for titles and captions.")]
+StyleFile = Annotated[Path, typer.Option("--style", help="Labels, colours, widths.")]
+SpecFile = Annotated[Path, typer.Option("--spec", help="Certification specification (certification.json).")]
+
+
+@app.command()
+def data(
+    dataset: Annotated[DatasetName, typer.Argument(help="Which dataset.")],
+    folder: DataFolder = Path("data"),
+    mirror: Annotated[
+        Path | None, typer.Option(envvar="SABR_MIRROR", help="Directory with the official files, tried first.")
+    ] = None,
+) -> None:
+    """Fetch, check and decode a dataset; does nothing when it is there and whole."""
+    from sabr.data.datasets import prepare
+
+    prepare(DATASETS[dataset], folder, mirror=mirror)
+
+
+@app.command()
+def spec(
+    kind: Annotated[SpecKind, typer.Argument(help="What is specified.")],
+    json: Annotated[str, typer.Argument(help="The specification as JSON; the workflow takes it from config/.")],
+    output: Output,
+) -> None:
+    """Validate a specification and write it to a file."""
+    from pydantic import ValidationError
+
+    from sabr.files import write_json
+    from sabr.specs import CertificationSpec, TrainingSpec, first_problem
+
+    model = TrainingSpec if kind == "training" else CertificationSpec
+    try:
+        checked = model.model_validate_json(json)
+    except ValidationError as error:
+        raise SabrError(f"{kind} specification: {first_problem(error)}") from error
+    write_json(output, checked.model_dump(mode="json"))
+
+
+@app.command()
+def train(
+    specification: Annotated[Path, typer.Argument(help="Training specification (run.json).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write (.pt, and .json beside it).")],
+    history: Annotated[Path, typer.Option(help="CSV to write: one line of metrics per epoch.")],
+    folder: DataFolder = Path("data"),
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Train one network."""
+    import time
+
+    import pandas as pd
+
+    from sabr.data.datasets import load
+    from sabr.files import atomic
+    from sabr.networks import checkpoints
+    from sabr.provenance import provenance
+    from sabr.specs import TrainingSpec, read_spec
+    from sabr.training.progress import progress
+    from sabr.training.trainer import train as train_network
+
+    chosen = _use(threads, device)
+    asked = read_spec(TrainingSpec, specification)
+    split = load(DATASETS[asked.dataset], folder, "train")
+    started = time.perf_counter()
+    with progress(f"{asked.method.objective} on {asked.dataset}", asked.epochs) as report:
+        network, metrics = train_network(asked, split, device=chosen, report=report)
+    rows = [m.as_row() for m in metrics]
+    with atomic(history) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    about: dict[str, Any] = {
+        "spec": asked.model_dump(mode="json"),
+        "seconds": time.perf_counter() - started,
+        "provenance": provenance(threads=threads, device=str(chosen)),
+        "history": rows,
+    }
+    checkpoints.save(network, output, architecture=asked.architecture, dataset=asked.dataset, about=about)
+
+
+@app.command()
+def attack(
+    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt).")],
+    specification: SpecFile,
+    output: Output,
+    folder: DataFolder = Path("data"),
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Attack the first test images with a strong PGD."""
+    import time
+
+    from sabr.certification import cascade, verdicts
+    from sabr.provenance import provenance
+
+    chosen = _use(threads, device)
+    network, asked, about = _question(model, specification)
+    started = time.perf_counter()
+    images, labels = _test_images(asked.dataset, folder, 0, asked.images, chosen)
+    table, _ = cascade.attack(network.to(chosen), images, labels, asked, _say)
+    about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
+    verdicts.write(table, output, about)
+
+
+@app.command()
+def certify(
+    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt).")],
+    specification: SpecFile,
+    attacked: Annotated[Path, typer.Option("--attack", help="What `sabr attack` wrote for this checkpoint.")],
+    output: Output,
+    first: Annotated[int, typer.Option(min=0, help="First test image.")],
+    last: Annotated[int, typer.Option(min=1, help="One past the last test image.")],
+    folder: DataFolder = Path("data"),
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Certify a shard of test images."""
+    import time
+
+    from sabr.certification import cascade, verdicts
+    from sabr.provenance import provenance
+
+    chosen = _use(threads, device)
+    network, asked, about = _question(model, specification)
+    if not first < last <= asked.images:
+        raise SabrError(f"--first {first} --last {last} is no part of the {asked.images} images of {specification}")
+    known, attack_about = verdicts.read(attacked, verdicts.ATTACK_COLUMNS)
+    _refuse_other(attacked, attack_about, about)
+    started = time.perf_counter()
+    images, _ = _test_images(asked.dataset, folder, first, last, chosen)
+    part = known.iloc[first:last].reset_index(drop=True)
+    table = cascade.certify(network.to(chosen), images, part, asked, _say)
+    verdicts.refuse_contradictions(table, str(model))
+    about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
+    verdicts.write(table, output, about)
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Verdicts of the shards of one network.")],
+    output: Output,
+) -> None:
+    """Put the shards of one network together, and check that they agree."""
+    from sabr.certification import verdicts
+
+    table, about = verdicts.merge(shards)
+    verdicts.write(table, output, about)
+
+
+@app.command()
+def collect(
+    rows: Annotated[list[Path], typer.Argument(help="Row folders, one for each network.")],
+    output: Output,
+    histories: Annotated[Path, typer.Option(help="CSV to write: every network's metrics per epoch.")],
+) -> None:
+    """Check all recorded results and put them into one tidy table."""
+    from sabr.files import write_text
+    from sabr.report import records
+
+    records.write(records.collect(rows), output)
+    write_text(histories, records.histories(rows).to_csv(index=False))
+
+
+@app.command()
+def table(
+    records_file: Annotated[Path, typer.Argument(metavar="RECORDS", help="What `sabr collect` wrote.")],
+    methods: Annotated[list[str], typer.Option("--method", help="A method to show; once for each.")],
+    scale: Title,
+    outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Table to write: .csv, .md, .tex or .html.")],
+    published_file: Annotated[Path, typer.Option("--published", help="Published numbers.")] = PUBLISHED,
+    style_file: StyleFile = FIGURES,
+) -> None:
+    """Write Table 1: our accuracies beside the published ones."""
+    from sabr.files import write_text
+    from sabr.report import published, records, style, tables
+
+    theirs = published.read(published_file)
+    numbers = tables.accuracies(
+        records.read(records_file), theirs[theirs["group"] == "table-1"], methods=methods, scale=scale
+    )
+    look = style.read(style_file)
+    render = {
+        ".csv": lambda: tables.to_csv(numbers),
+        ".md": lambda: tables.to_markdown(numbers, look),
+        ".tex": lambda: tables.to_latex(numbers, look),
+        ".html": lambda: tables.to_html(numbers, look),
+    }
+    for path in outputs:
+        if path.suffix not in render:
+            raise SabrError(f"{path}: a table cannot be written as {path.suffix!r}; allowed: {', '.join(render)}")
+        write_text(path, render[path.suffix]())
+
+
+@app.command()
+def study(
+    name: Annotated[Study, typer.Argument(help="Which study of the paper.")],
+    output: Output,
+) -> None:
+    """Compute a study of the paper that needs no trained network, as a tidy CSV."""
+    from sabr.files import write_text
+
+    if name == "box-growth":
+        import numpy as np
+
+        from sabr.analysis import box_growth
+
+        result = box_growth.simulate(np.linspace(0, 2, 41))
+    else:
+        from sabr.analysis import small_box
+
+        result = small_box.example()
+    write_text(output, result.to_csv(index=False))
+
+
+@app.command()
+def figure(
+    name: Annotated[FigureName, typer.Argument(help="Which figure.")],
+    source: Annotated[Path, typer.Argument(metavar="CSV", help="Its data: records, histories, or a study.")],
+    title: Title,
+    outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Figure to write: .pdf or .png.")],
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Show only this method; once for each. Default: all.")
+    ] = None,
+    style_file: StyleFile = FIGURES,
+) -> None:
+    """Draw one figure."""
+    import pandas as pd
+
+    from sabr.report import figures, records, style
+
+    if not source.is_file():
+        raise SabrError(f"cannot read {source}: there is no such file")
+    data = records.read(source) if name in ("accuracies", "lambda-sweep") else pd.read_csv(source)
+    if methods:
+        data = data[data["method"].isin(methods)]
+    draw = {
+        "accuracies": figures.accuracies,
+        "training-curves": figures.training_curves,
+        "lambda-sweep": figures.lambda_sweep,
+        "box-growth": figures.box_growth,
+        "small-box": figures.small_box,
+    }[name]
+    drawn = draw(data, title, style.read(style_file))
+    for path in outputs:
+        style.save(drawn, path)
+
+
+def _question(model: Path, specification: Path) -> "tuple[Network, CertificationSpec, dict[str, Any]]":
+    """Read a network and what is asked of it; also what the answers must say of both."""
+    from sabr.networks import checkpoints
+    from sabr.specs import CertificationSpec, read_spec
+
+    asked = read_spec(CertificationSpec, specification)
+    network, sidecar = checkpoints.load(model)
+    if sidecar["dataset"] != asked.dataset:
+        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {specification} asks for {asked.dataset}")
+    return network, asked, {"model_sha256": sidecar["sha256"], "certification": asked.model_dump(mode="json")}
+
+
+def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a file made of another network, or under another specification."""
+    from sabr.specs import differing_keys
+
+    different = differing_keys(wanted, {key: made_of.get(key) for key in wanted})
+    if different:
+        raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
+
+
+def _test_images(dataset: str, folder: Path, first: int, last: int, device: "torch.device") -> "tuple[Tensor, Tensor]":
+    from sabr.data.batches import evaluation_images
+    from sabr.data.datasets import load
+
+    split = load(DATASETS[dataset], folder, "test")
+    return evaluation_images(split, DATASETS[dataset], slice(first, last), device)
+
+
+def _use(threads: int, device: str) -> "torch.device":
+    """Fix the number of threads, and choose the device."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SabrError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one sentence and exit code 1, wrong usage exit code 2."""
+    try:
+        app()
+    except SabrError as error:
+        print(f"sabr: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("sabr: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,320 @@
+"""The user's configuration, typed and validated, resolved into a plan of rows; the only place that knows YAML."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from sabr.errors import SabrError
+from sabr.specs import (
+    METHODS,
+    Certification,
+    CertificationSpec,
+    DatasetName,
+    Strict,
+    Training,
+    TrainingSpec,
+    first_problem,
+    parse_eps,
+)
+
+_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=_NAME)]
+
+
+class LambdaSweep(Strict):
+    """One method, trained at several lambda_ratio; main rows that fit are used again."""
+
+    setting: Name
+    method: Name
+    values: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+
+
+class Job(Strict):
+    """What one job that trains, attacks or certifies may use."""
+
+    threads: PositiveInt
+    gpus: NonNegativeInt
+    memory_mb: PositiveInt
+    minutes: PositiveInt
+
+
+class Run(Strict):
+    """What a scale runs: settings x methods x seeds, a sweep over lambda, and how many images a job certifies."""
+
+    settings: tuple[Name, ...] = Field(min_length=1)
+    methods: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    lambda_sweep: LambdaSweep | None
+    shard_size: PositiveInt
+    job: Job
+
+
+class Data(Strict):
+    """Where datasets are kept, and where they may come from."""
+
+    folder: str
+    mirror: str | None
+
+
+class Config(Strict):
+    """The keys of `config/config.yaml`."""
+
+    scale: Name
+    results: str
+    data: Data
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: how it is trained and certified, and the folder of its results below the scale's."""
+
+    setting: str
+    method: str
+    training: TrainingSpec
+    certification: CertificationSpec
+
+    @property
+    def setting_path(self) -> str:
+        """Folder of the setting: dataset/eps-..."""
+        dataset = self.certification.dataset
+        return f"{dataset}/{self.setting.removeprefix(f'{dataset}-')}"
+
+    @property
+    def path(self) -> str:
+        """Folder of the row: dataset/eps-.../method/seed-..."""
+        return f"{self.setting_path}/{self.method}/seed-{self.training.seed}"
+
+    def shards(self, size: int) -> list[tuple[int, int]]:
+        """Cut the certified images into (first, last + 1) pairs of at most `size`."""
+        images = self.certification.images
+        return [(first, min(first + size, images)) for first in range(0, images, size)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one configuration asks for.
+
+    Attributes
+    ----------
+    config
+        The top level of the configuration.
+    title
+        The scale in words, for the titles of tables and figures.
+    run
+        What the scale runs.
+    main
+        Rows of Table 1: settings x methods x seeds.
+    sweep
+        Rows of the figure over lambda, main rows among them.
+    """
+
+    config: Config
+    title: str
+    run: Run
+    main: tuple[Row, ...]
+    sweep: tuple[Row, ...]
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """Every row by its path."""
+        return {row.path: row for row in (*self.main, *self.sweep)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise SabrError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise SabrError(f"{path} must hold keys and values")
+    return value
+
+
+def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
+    """Validate a whole configuration and turn it into rows.
+
+    Parameters
+    ----------
+    config
+        The keys of `config/config.yaml`, after the user's overlays.
+    folder
+        The `config` folder, with `methods.yaml`, `settings/` and `scales/`.
+
+    Raises
+    ------
+    SabrError
+        One sentence: file, key path, value, and what is allowed.
+    """
+    top = _validate(Config, dict(config), _Origins("config/config.yaml"))
+    scale_file = _existing(folder / "scales", top.scale, "config/config.yaml: scale")
+    scale = _Layer(f"config/scales/{scale_file.name}", read_yaml(scale_file))
+    overrides = _Layer("config/config.yaml: overrides", top.overrides)
+    base = _Layer("config/methods.yaml", read_yaml(folder / "methods.yaml"))
+    for layer, keys in ((base, {"methods"}), (scale, _SCALE_KEYS | {"title"}), (overrides, _SCALE_KEYS)):
+        layer.check_keys(keys)
+
+    run = _merged(Run, scale.file, {}, [scale.part("run"), overrides.part("run")])
+    settings = {name: _read_setting(folder, name) for name in run.settings}
+    if run.lambda_sweep is not None and run.lambda_sweep.setting not in settings:
+        raise SabrError(
+            f"{scale.file}: run.lambda_sweep.setting: {run.lambda_sweep.setting!r} is not among run.settings; "
+            f"allowed: {', '.join(settings)}"
+        )
+
+    def row(setting: str, method: str, seed: int, sweep: dict[str, Any] | None = None) -> Row:
+        own = settings[setting]
+        layers = [base, own, scale, scale.setting(setting), overrides, overrides.setting(setting)]
+        return _row(setting, method, seed, own, layers, sweep)
+
+    main = [row(s, m, seed) for s in run.settings for m in run.methods for seed in run.seeds]
+    sweep = []
+    if run.lambda_sweep is not None:
+        chosen = run.lambda_sweep
+        known = {(r.setting, r.training): r for r in main}
+        for value in chosen.values:
+            for seed in run.seeds:
+                added = row(chosen.setting, chosen.method, seed, {"lambda_ratio": value})
+                sweep.append(known.get((added.setting, added.training), added))
+    return Plan(top, str(scale.content.get("title", top.scale)), run, tuple(main), tuple(sweep))
+
+
+_SCALE_KEYS = {"run", "training", "certification", "methods", "settings"}
+
+
+@dataclass
+class _Origins:
+    """Where each key of a merged mapping was last set, to blame the right file."""
+
+    default: str
+    of: dict[str, str] = field(default_factory=dict)
+
+    def blame(self, path: str) -> str:
+        """Return 'file: key path' for a key path of the merged mapping, or the nearest one above it."""
+        head = path
+        while head and head not in self.of:
+            head = head.rpartition(".")[0]
+        return f"{self.of[head]}{path.removeprefix(head)}" if head else f"{self.default}: {path}".removesuffix(": ")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One file's say, or a part of it."""
+
+    file: str
+    content: Mapping[str, Any]
+    prefix: str = ""
+
+    def part(self, key: str) -> "_Layer":
+        value = self.content.get(key) or {}
+        if not isinstance(value, dict):
+            raise SabrError(
+                f"{self.file}: {self.prefix}{key}: {value!r} is not allowed: keys and values are needed here"
+            )
+        return _Layer(self.file, value, f"{self.prefix}{key}.")
+
+    def setting(self, name: str) -> "_Layer":
+        part = self.part("settings").part(name)
+        part.check_keys({"training", "certification", "methods"})
+        return part
+
+    def check_keys(self, allowed: set[str]) -> None:
+        for key in self.content:
+            if key not in allowed:
+                raise SabrError(f"{self.file}: {self.prefix}{key}: unknown key; allowed: {', '.join(sorted(allowed))}")
+
+
+def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer], sweep: dict[str, Any] | None) -> Row:
+    methods = [layer.part("methods").part(method) for layer in layers]
+    name = method
+    if sweep is not None:
+        name = f"{method}-lambda-{sweep['lambda_ratio']:g}"
+        methods.append(_Layer("run.lambda_sweep", sweep))
+    objective = next((m.content["objective"] for m in reversed(methods) if "objective" in m.content), None)
+    if not re.match(_NAME, method) or objective not in METHODS:
+        known = ", ".join(layers[0].part("methods").content)
+        raise SabrError(
+            f"run.methods: {method!r} has no known objective; allowed methods: {known} (config/methods.yaml)"
+        )
+    dataset = {"dataset": own.content.get("dataset")}
+    where = f"setting {setting}, method {method}"
+    spec = _merged(METHODS[objective], where, {}, methods)
+    training = _merged(Training, where, dataset, [layer.part("training") for layer in layers])
+    tested = {**dataset, "eps": own.content.get("eps"), "seed": 0}
+    certification = _merged(Certification, where, tested, [layer.part("certification") for layer in layers])
+    if training.dataset != certification.dataset:
+        raise SabrError(f"{where}: trained on {training.dataset} but certified on {certification.dataset}")
+    return Row(
+        setting,
+        name,
+        TrainingSpec(**training.model_dump(), method=spec.model_dump(), seed=seed),
+        CertificationSpec(**certification.model_dump()),
+    )
+
+
+def _merged(model: type[Any], where: str, start: dict[str, Any], layers: list[_Layer]) -> Any:
+    merged = dict(start)
+    origins = _Origins(where)
+    for layer in layers:
+        for key, value in layer.content.items():
+            merged[key] = value
+            origins.of[key] = f"{layer.file}: {layer.prefix}{key}"
+    return _validate(model, merged, origins)
+
+
+def _validate(model: type[Any], value: Mapping[str, Any], origins: _Origins) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        path, _, message = first_problem(error).partition(": ")
+        if not message:
+            path, message = "", path
+        if message == "unknown key" and "." not in path:
+            message += f"; allowed: {', '.join(model.model_fields)}"
+        raise SabrError(f"{origins.blame(path)}: {message}") from error
+
+
+class _SettingHead(Strict):
+    dataset: DatasetName
+    eps: Any
+
+
+def _read_setting(folder: Path, name: str) -> _Layer:
+    path = _existing(folder / "settings", name, "run.settings")
+    file = f"config/settings/{path.name}"
+    content = read_yaml(path)
+    head: dict[str, Any] = {key: content[key] for key in ("dataset", "eps") if key in content}
+    _validate(_SettingHead, head, _Origins(file))
+    try:
+        parse_eps(content["eps"])
+    except ValueError as error:
+        raise SabrError(f"{file}: eps: {error}") from error
+    expected = f"{content['dataset']}-eps-{str(content['eps']).replace('/', '_')}"
+    if name != expected:
+        raise SabrError(f"{file}: this file must be named {expected}.yaml after its dataset and eps")
+    layer = _Layer(file, content)
+    layer.check_keys({"dataset", "eps", "training", "certification", "methods"})
+    return layer
+
+
+def _existing(folder: Path, name: str, key: str) -> Path:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        allowed = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise SabrError(f"{key}: {name!r} is not known; allowed: {allowed}")
+    return path

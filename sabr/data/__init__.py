@@ -1,0 +1,1 @@
+"""Named datasets as uint8 tensors, and batches cut from them."""

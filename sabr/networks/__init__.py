@@ -1,0 +1,1 @@
+"""Networks by name, their affine steps, and their checkpoints."""

@@ -1,0 +1,265 @@
+"""A network as a list of affine and ReLU steps, batch norm folded in; the only room that knows torch's layer types."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sabr.networks.architectures import Network, Normalise
+
+
+class AffineStep(Protocol):
+    """What bounds and attacks ask of a step x -> W x + b."""
+
+    def apply(self, points: Tensor) -> Tensor:
+        """W x + b for each point."""
+        ...
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """|W| r: how far the image of a box of radius r reaches from the image of its centre."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConvolutionStep:
+    """A convolution with zero padding."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def apply(self, points: Tensor) -> Tensor:
+        """W x + b for each point."""
+        return F.conv2d(points, self.weight, self.bias, self.stride, self.padding)
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """|W| r."""
+        return F.conv2d(radius, self.weight.abs(), None, self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class LinearStep:
+    """A matrix product."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def apply(self, points: Tensor) -> Tensor:
+        """W x + b for each point."""
+        return F.linear(points, self.weight, self.bias)
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """|W| r."""
+        return F.linear(radius, self.weight.abs())
+
+
+@dataclass(frozen=True)
+class ScaleStep:
+    """A product and a sum per channel: the normalisation of the input."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def apply(self, points: Tensor) -> Tensor:
+        """W x + b for each point."""
+        return points * self.scale + self.shift
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """|W| r."""
+        return radius * self.scale.abs()
+
+
+class FlattenStep:
+    """(N, C, H, W) to (N, C*H*W), in that order whatever the memory format."""
+
+    def apply(self, points: Tensor) -> Tensor:
+        """W x + b for each point."""
+        return points.flatten(1)
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """|W| r."""
+        return radius.flatten(1)
+
+
+class ReLUStep:
+    """max(x, 0), the only step that is not affine."""
+
+    def apply(self, points: Tensor) -> Tensor:
+        """max(x, 0) for each point."""
+        return F.relu(points)
+
+
+Step = ConvolutionStep | LinearStep | ScaleStep | FlattenStep | ReLUStep
+
+
+class Statistics(NamedTuple):
+    """Mean and biased variance of each channel over a batch, at the input of one batch norm."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+class CleanPass(NamedTuple):
+    """Logits (N, K) of a batch in training mode, and the batch's statistics for each batch norm, in order."""
+
+    logits: Tensor
+    statistics: list[Statistics]
+
+
+def clean_pass(network: Network, images: Tensor) -> CleanPass:
+    """Run a batch through the network in training mode, and update the running statistics as PyTorch does.
+
+    Parameters
+    ----------
+    network
+        Its batch norms' running statistics are moved towards the batch's by their momentum.
+    images
+        (N, channels, height, width) in [0, 1].
+
+    Returns
+    -------
+    CleanPass
+        Gradients flow through both the logits and the statistics.
+    """
+    statistics = []
+    points = images
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            axes = [axis for axis in range(points.dim()) if axis != 1]
+            variance, mean = torch.var_mean(points, axes, correction=0)
+            statistics.append(Statistics(mean, variance))
+            _move_running_statistics(layer, mean, variance, points.numel() // points.shape[1])
+            scale, shift = _scale_and_shift(layer, mean, variance)
+            shape = [1, -1] + [1] * (points.dim() - 2)
+            points = points * scale.view(shape) + shift.view(shape)
+        else:
+            points = layer(points)
+    return CleanPass(points, statistics)
+
+
+def folded_steps(network: Network, statistics: Sequence[Statistics] | None = None) -> list[Step]:
+    """The network as affine and ReLU steps, each batch norm folded into the layer before it.
+
+    Parameters
+    ----------
+    network
+        Any network of `sabr.networks.architectures`.
+    statistics
+        The statistics to normalise with, one per batch norm; None: the running ones (evaluation mode).
+
+    Returns
+    -------
+    list of Step
+        Gradients flow from the steps to the network's parameters and to `statistics`; fold under `torch.no_grad`
+        where none are wanted.
+
+    Raises
+    ------
+    TypeError
+        For a layer of a kind that cannot be taken apart.
+    """
+    remaining = None if statistics is None else list(statistics)
+    steps: list[Step] = []
+    for layer in network:
+        match layer:
+            case Normalise():
+                steps.append(ScaleStep(1 / layer.std, -layer.mean / layer.std))
+            case nn.Conv2d():
+                steps.append(ConvolutionStep(*_weights(layer), _pair(layer.stride), _pair(layer.padding)))
+            case nn.Linear():
+                steps.append(LinearStep(*_weights(layer)))
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                if remaining is None:
+                    mean, variance = _running(layer)
+                else:
+                    mean, variance = remaining.pop(0)
+                steps[-1] = _fold(steps[-1], *_scale_and_shift(layer, mean, variance))
+            case nn.ReLU():
+                steps.append(ReLUStep())
+            case nn.Flatten():
+                steps.append(FlattenStep())
+            case _:
+                raise TypeError(f"no affine form is known for a layer of type {type(layer).__name__}")
+    return steps
+
+
+def forward(steps: Sequence[Step], points: Tensor) -> Tensor:
+    """Logits of the folded network at `points`."""
+    for step in steps:
+        points = step.apply(points)
+    return points
+
+
+def as_module(steps: Sequence[Step]) -> nn.Sequential:
+    """Plain torch layers that compute what `steps` do, for engines that read modules; the normalisation has none.
+
+    Raises
+    ------
+    TypeError
+        For a `ScaleStep`.
+    """
+    layers: list[nn.Module] = []
+    for step in steps:
+        match step:
+            case ConvolutionStep(weight, bias, stride, padding):
+                layer: nn.Module = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], stride, padding)  # type: ignore[arg-type]
+                layer.load_state_dict({"weight": weight, "bias": bias})
+            case LinearStep(weight, bias):
+                layer = nn.Linear(weight.shape[1], weight.shape[0])
+                layer.load_state_dict({"weight": weight, "bias": bias})
+            case FlattenStep():
+                layer = nn.Flatten()
+            case ReLUStep():
+                layer = nn.ReLU()
+            case _:
+                raise TypeError(f"{type(step).__name__} has no layer of its own")
+        layers.append(layer)
+    return nn.Sequential(*layers).to(next(s.weight for s in steps if isinstance(s, ConvolutionStep | LinearStep)))
+
+
+def _fold(step: Step, scale: Tensor, shift: Tensor) -> Step:
+    match step:
+        case ConvolutionStep():
+            weight = step.weight * scale.view(-1, 1, 1, 1)
+            return ConvolutionStep(weight, step.bias * scale + shift, step.stride, step.padding)
+        case LinearStep():
+            return LinearStep(step.weight * scale.view(-1, 1), step.bias * scale + shift)
+        case _:
+            raise TypeError(f"batch norm can be folded into an affine layer only, not into {type(step).__name__}")
+
+
+def _scale_and_shift(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    scale = layer.weight / torch.sqrt(variance + layer.eps)
+    return scale, layer.bias - mean * scale
+
+
+def _move_running_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor, n: int) -> None:
+    running_mean, running_variance = _running(layer)
+    momentum = 0.1 if layer.momentum is None else layer.momentum
+    with torch.no_grad():
+        running_mean.lerp_(mean.detach(), momentum)
+        running_variance.lerp_(variance.detach() * (n / max(n - 1, 1)), momentum)
+
+
+def _running(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Statistics:
+    if layer.running_mean is None or layer.running_var is None:
+        raise TypeError("a batch norm without running statistics cannot be used in evaluation mode")
+    return Statistics(layer.running_mean, layer.running_var)
+
+
+def _weights(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    weight = layer.weight
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+    return (weight, bias) if torch.is_grad_enabled() else (weight.detach(), bias.detach())
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    raise TypeError(f"a convolution with stride or padding {value!r} has no affine form here")

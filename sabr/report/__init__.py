@@ -1,0 +1,1 @@
+"""Recorded results as tables and figures."""

@@ -1,0 +1,93 @@
+"""Published numbers: what the literature reports, each with its source."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from sabr.config import read_yaml
+from sabr.errors import SabrError
+from sabr.specs import DatasetName, Strict, first_problem, parse_eps
+
+
+def _label(value: str) -> str:
+    parse_eps(value)
+    return value
+
+
+class Value(Strict):
+    """One accuracy in %; `quoted` when it was taken from the literature and not checked against its source."""
+
+    value: float = Field(ge=0, le=100)
+    quoted: bool = False
+
+
+class Result(Strict):
+    """What is published of one method in one setting; eps as it is written: "0.1", "2/255"."""
+
+    dataset: DatasetName
+    eps: Annotated[str, BeforeValidator(str), AfterValidator(_label)]
+    method: str = Field(min_length=1)
+    natural: Value | None = None
+    certified: Value | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Result":
+        if self.natural is None and self.certified is None:
+            raise ValueError("natural or certified is needed")
+        return self
+
+
+class Group(Strict):
+    """Results of one source: a paper, and where in it."""
+
+    group: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    results: tuple[Result, ...] = Field(min_length=1)
+
+
+class Published(Strict):
+    """The whole of `config/published.yaml`."""
+
+    published: tuple[Group, ...] = Field(min_length=1)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read and check published numbers.
+
+    Parameters
+    ----------
+    path
+        A file like `config/published.yaml`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One line per number: group ("table-1", "table-2", "later"), source, method, dataset, eps (as written), measure
+        ("natural" or "certified"), value in %, quoted.
+
+    Raises
+    ------
+    SabrError
+        When a number has no source, a key is unknown, a value is out of range, or a number is given twice.
+    """
+    try:
+        content = Published.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise SabrError(f"{path}: {first_problem(error)}") from error
+    table = pd.DataFrame(
+        [
+            (group.group, group.source, result.method, result.dataset, result.eps, measure, number.value, number.quoted)
+            for group in content.published
+            for result in group.results
+            for measure, number in (("natural", result.natural), ("certified", result.certified))
+            if number is not None
+        ],
+        columns=["group", "source", "method", "dataset", "eps", "measure", "value", "quoted"],
+    )
+    twice = table[table.duplicated(["method", "dataset", "eps", "measure"])]
+    if len(twice):
+        one = twice.iloc[0]
+        raise SabrError(f"{path}: {one.method}, {one.dataset}, eps {one.eps}: {one.measure} is given twice; keep one")
+    return table

@@ -1,0 +1,103 @@
+"""How figures and tables look: labels, order, colours, widths; and how a figure becomes a file."""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, ParamSpec
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveFloat, ValidationError
+
+from sabr.config import read_yaml
+from sabr.errors import SabrError
+from sabr.files import atomic
+from sabr.specs import Strict, first_problem
+
+_MPLSTYLE = Path(__file__).with_name("sabr.mplstyle")
+_FORMATS = ("pdf", "png")
+
+P = ParamSpec("P")
+
+
+class Look(Strict):
+    """Label of one method or measure, and the colour, marker and line style that it is drawn with."""
+
+    label: str = Field(min_length=1)
+    colour: str = Field("#7F7F7F", pattern=r"^#[0-9A-Fa-f]{6}$")
+    marker: Literal["o", "s", "^", "v", "D", "P", "x", "*"] = "*"
+    line: Literal["-", "--", "-.", ":"] = "-"
+
+
+class Widths(Strict):
+    """Figure widths in inches."""
+
+    column: PositiveFloat
+    page: PositiveFloat
+
+
+class Style(Strict):
+    """The keys of `config/figures.yaml`."""
+
+    widths: Widths
+    datasets: dict[str, str]
+    methods: dict[str, Look]
+    measures: dict[str, Look]
+
+    def method(self, name: str) -> Look:
+        """How a method looks; an unknown one goes by its own name, in grey."""
+        return self.methods.get(name) or Look(label=name)
+
+    def measure(self, name: str) -> Look:
+        """How a measure looks; an unknown one goes by its own name, in grey."""
+        return self.measures.get(name) or Look(label=name)
+
+    def order(self, methods: Iterable[str]) -> list[str]:
+        """The given methods, once each: known ones in the order of the file, then the others by name."""
+        known = list(self.methods)
+        return sorted(set(methods), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    def setting(self, dataset: str, eps: str) -> str:
+        """Label of a setting, such as "MNIST, ε = 0.1"; `eps` as it is written."""
+        return f"{self.datasets.get(dataset, dataset)}, ε = {eps}"
+
+
+def read(path: Path) -> Style:
+    """Read and check a file like `config/figures.yaml`.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, or a key or value is not allowed.
+    """
+    try:
+        return Style.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise SabrError(f"{path}: {first_problem(error)}") from error
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let a function draw with our style file, whatever the caller's matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.style.context(["default", _MPLSTYLE]):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, as PDF (vectors, no date: same figure, same bytes) or PNG (200 dpi).
+
+    Raises
+    ------
+    SabrError
+        When the suffix is neither .pdf nor .png, or the file cannot be written.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in _FORMATS:
+        raise SabrError(f"{path}: a figure cannot be written as {path.suffix!r}; name it .pdf or .png")
+    metadata = {"CreationDate": None} if kind == "pdf" else None
+    with matplotlib.style.context(["default", _MPLSTYLE]), atomic(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=metadata)

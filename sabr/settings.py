@@ -1,0 +1,78 @@
+"""The vocabulary of the paper: which datasets there are, and what their images look like."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a dataset before a byte of it is read.
+
+    Attributes
+    ----------
+    name
+        Name used in configuration, file names and on the command line.
+    classes
+        Number of classes.
+    channels, stored_size
+        Images are stored as ``channels x stored_size x stored_size`` bytes.
+    size
+        Height and width of what a network sees, after cropping.
+    train_images, test_images
+        Images in each split; for TinyImageNet the validation images serve as test set, as in the literature.
+    mean, std
+        Per channel, in [0, 1] pixel units; applied inside the network. None: images are used as they are.
+    flip
+        Training images are flipped left to right with probability 1/2.
+    padding
+        Training images are padded by this many edge pixels before a random crop to ``size``.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    stored_size: int
+    size: int
+    train_images: int
+    test_images: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flip: bool = False
+    padding: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image as a network sees it: channels, height, width."""
+        return (self.channels, self.size, self.size)
+
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset("mnist", 10, 1, 28, 28, 60_000, 10_000),
+        Dataset(
+            "cifar10",
+            10,
+            3,
+            32,
+            32,
+            50_000,
+            10_000,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2023, 0.1994, 0.2010),
+            flip=True,
+            padding=2,
+        ),
+        Dataset(
+            "tinyimagenet",
+            200,
+            3,
+            64,
+            56,
+            100_000,
+            10_000,
+            mean=(0.4802, 0.4481, 0.3975),
+            std=(0.2302, 0.2265, 0.2262),
+            flip=True,
+        ),
+    )
+}

@@ -1,0 +1,238 @@
+"""What one job is asked to do: training and certification specifications, typed, validated, stored as JSON."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sabr.errors import SabrError
+from sabr.files import read_json
+from sabr.settings import DATASETS
+
+# Raise one of these when a change of the code changes its results: everything made by the older code is then redone.
+TRAINING_REVISION = 1
+CERTIFICATION_REVISION = 1
+
+STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
+
+
+def parse_eps(value: object) -> float:
+    """Read a radius in pixel units, where a pixel runs from 0 to 1: 0.1 or "8/255".
+
+    Raises
+    ------
+    ValueError
+        When it is no number, or not in (0, 1].
+    """
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        eps = float(Fraction(value)) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{value!r} is not a radius; write a number such as 0.1, or a fraction such as 8/255"
+        ) from None
+    if not 0 < eps <= 1:
+        raise ValueError(f"{value!r} is not in (0, 1]; pixels run from 0 to 1, so write 8/255 for eight grey levels")
+    return eps
+
+
+def _known_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"{name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
+    return name
+
+
+Eps = Annotated[float, BeforeValidator(parse_eps)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Steps(Strict):
+    """`count` attack steps of one size, in units of the region's largest radius."""
+
+    count: PositiveInt
+    size: PositiveFloat
+
+
+class Attack(Strict):
+    """Steps of projected gradient descent."""
+
+    steps: tuple[Steps, ...] = Field(min_length=1)
+
+    @property
+    def step_sizes(self) -> list[float]:
+        """One size per step."""
+        return [steps.size for steps in self.steps for _ in range(steps.count)]
+
+
+class StrongAttack(Attack):
+    """An attack at test time: several random starts, and the loss to ascend."""
+
+    restarts: PositiveInt
+    loss: Literal["cross_entropy", "margin"]
+
+
+class Method(Strict):
+    """What all training methods share."""
+
+    initialisation: Literal["intervals", "pytorch"]
+    l1: NonNegativeFloat
+
+
+class Standard(Method):
+    """Cross-entropy on clean images."""
+
+    objective: Literal["standard"]
+
+
+class PGD(Method):
+    """Cross-entropy at adversarial points."""
+
+    objective: Literal["pgd"]
+    attack: Attack
+
+
+class IBP(Method):
+    """Worst-case cross-entropy over the whole ball by interval bounds."""
+
+    objective: Literal["ibp"]
+    warmup_weight: NonNegativeFloat
+
+
+class SABR(Method):
+    """Worst-case cross-entropy over a small box around an adversarial point, by interval bounds."""
+
+    objective: Literal["sabr"]
+    warmup_weight: NonNegativeFloat
+    lambda_ratio: float = Field(gt=0, le=1)
+    relu_shrinkage: float | None = Field(gt=0, lt=1)
+    attack: Attack
+
+
+METHODS: dict[str, type[Method]] = {"standard": Standard, "pgd": PGD, "ibp": IBP, "sabr": SABR}
+AnyMethod = Annotated[Standard | PGD | IBP | SABR, Field(discriminator="objective")]
+
+
+class Training(Strict):
+    """How to train, whatever the method; the published values are in `config/settings`."""
+
+    dataset: DatasetName
+    eps: Eps
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    train_images: PositiveInt | None
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    learning_rate_drops: tuple[PositiveInt, ...]
+    learning_rate_factor: float = Field(gt=0, lt=1)
+    ramp_start: PositiveInt
+    ramp_end: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Training":
+        if self.ramp_end <= self.ramp_start:
+            raise ValueError(f"ramp_end ({self.ramp_end}) must come after ramp_start ({self.ramp_start})")
+        available = DATASETS[self.dataset].train_images
+        if self.train_images is not None and self.train_images > available:
+            raise ValueError(f"train_images is {self.train_images}, but {self.dataset} has {available}")
+        if (self.train_images or available) < self.batch_size:
+            raise ValueError(f"batch_size ({self.batch_size}) is larger than train_images ({self.train_images})")
+        return self
+
+
+class TrainingSpec(Training):
+    """One network to train."""
+
+    method: AnyMethod
+    seed: NonNegativeInt
+    revision: int = TRAINING_REVISION
+
+
+class Certification(Strict):
+    """How to attack and certify the first `images` test images."""
+
+    dataset: DatasetName
+    eps: Eps
+    images: PositiveInt
+    attack: StrongAttack
+    stages: tuple[Literal["interval", "crown-ibp", "crown", "alpha-crown"], ...] = Field(min_length=1)
+    batch_size: PositiveInt
+    alpha_iterations: PositiveInt
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Certification":
+        available = DATASETS[self.dataset].test_images
+        if self.images > available:
+            raise ValueError(f"images is {self.images}, but {self.dataset} has {available} test images")
+        if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
+            raise ValueError(f"stages must be given once each, in this order: {', '.join(STAGES)}")
+        return self
+
+
+class CertificationSpec(Certification):
+    """The verdicts to reach for one network."""
+
+    revision: int = CERTIFICATION_REVISION
+
+
+SpecT = TypeVar("SpecT", TrainingSpec, CertificationSpec)
+
+
+def read_spec(kind: type[SpecT], path: Path) -> SpecT:
+    """Read a specification that `sabr spec` wrote.
+
+    Raises
+    ------
+    SabrError
+        When the file is missing, is not JSON, or is not a specification of that kind.
+    """
+    value = read_json(path)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise SabrError(f"{path}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say the first problem of a validation error in one sentence: key path, what is wrong, what is allowed."""
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif problem["type"] == "missing":
+        message = "this key is missing"
+    elif problem["type"] != "value_error":
+        message = f"{problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    return f"{path}: {message}" if path else message
+
+
+def differing_keys(one: Any, other: Any, path: str = "") -> list[str]:
+    """Key paths at which two JSON values differ, each with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            difference
+            for key in sorted(one.keys() | other.keys())
+            for difference in differing_keys(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if one == other else [f"{path} ({one!r} here, {other!r} there)"]

@@ -1,0 +1,1 @@
+"""Objectives, schedules, regularisers and the one training loop."""

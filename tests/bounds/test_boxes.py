@@ -1,0 +1,57 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabr.bounds.boxes import ball, small_box
+
+pixels = st.floats(0, 1, width=32)
+eps = st.floats(1e-4, 0.5)
+
+
+@given(st.lists(pixels | st.sampled_from([0.0, 1.0]), min_size=1, max_size=20), eps)
+def test_the_ball_is_cut_to_the_image_range(values, eps):
+    images = torch.tensor(values)
+    box = ball(images, eps)
+    assert (box.lower >= 0).all() and (box.upper <= 1).all()
+    assert (box.lower <= images).all() and (images <= box.upper).all()
+    assert (box.upper - images <= eps + 1e-6).all() and (images - box.lower <= eps + 1e-6).all()
+
+
+@given(
+    st.lists(st.tuples(pixels, st.floats(0, 1)), min_size=1, max_size=20),
+    eps,
+    st.floats(0.01, 0.5),
+)
+def test_the_small_box_lies_in_the_ball(values, eps, lambda_ratio):
+    images = torch.tensor([v for v, _ in values])
+    region = ball(images, eps)
+    adversarial = region.lower + torch.tensor([u for _, u in values]) * (region.upper - region.lower)
+    box = small_box(adversarial, region, lambda_ratio * eps)
+    assert (box.lower >= region.lower - 1e-6).all()
+    assert (box.upper <= region.upper + 1e-6).all()
+    assert (box.radius <= lambda_ratio * eps + 1e-6).all()
+
+
+@given(st.lists(st.floats(0.5, 0.5) | pixels, min_size=1, max_size=20), st.floats(1e-4, 0.2))
+def test_with_lambda_1_it_is_the_ball_where_no_border_cuts(values, eps):
+    images = torch.tensor(values).clamp(eps, 1 - eps)
+    region = ball(images, eps)
+    box = small_box(region.sample(), region, eps)
+    torch.testing.assert_close(box.lower, region.lower, atol=2e-6, rtol=0)
+    torch.testing.assert_close(box.upper, region.upper, atol=2e-6, rtol=0)
+
+
+def test_above_one_half_the_published_box_may_leave_the_ball_at_white_pixels():
+    # The golden values ask for it (eps 0.3, lambda 0.6); `small_box` says so.
+    region = ball(torch.ones(1), 0.3)
+    box = small_box(torch.ones(1), region, 0.18)
+    torch.testing.assert_close(box.lower, torch.tensor([0.64]))
+    torch.testing.assert_close(region.lower, torch.tensor([0.7]))
+
+
+def test_samples_lie_inside_and_follow_their_generator():
+    box = ball(torch.rand(50, 3), 0.2)
+    one = box.sample(torch.Generator().manual_seed(1))
+    two = box.sample(torch.Generator().manual_seed(1))
+    assert torch.equal(one, two)
+    assert (one >= box.lower).all() and (one <= box.upper).all()

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+
+from sabr.errors import SabrError
+from sabr.networks import checkpoints
+
+
+@pytest.fixture
+def saved(tmp_path, small_network):
+    network, _ = small_network()
+    path = tmp_path / "model.pt"
+    checkpoints.save(network, path, architecture="cnn-tiny", dataset="mnist", about={"history": [1, 2]})
+    return network, path
+
+
+def test_round_trip(saved):
+    network, path = saved
+    loaded, sidecar = checkpoints.load(path)
+    images = torch.rand(3, 1, 28, 28)
+    assert torch.equal(loaded(images), network(images))
+    assert not loaded.training
+    assert sidecar["history"] == [1, 2]
+    assert [p.name for p in sorted(path.parent.iterdir())] == ["model.json", "model.pt"]
+
+
+def test_only_tensors_are_stored(saved):
+    _, path = saved
+    state = torch.load(path, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_half_written_checkpoint_is_refused(saved):
+    _, path = saved
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SabrError, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_other_weights_are_refused(saved):
+    _, path = saved
+    about = json.loads(path.with_suffix(".json").read_text())
+    about["architecture"] = "cnn-small"
+    path.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(SabrError, match="does not hold the weights of a cnn-small"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("missing", ["model.pt", "model.json"])
+def test_missing_half_is_named(saved, missing):
+    _, path = saved
+    (path.parent / missing).unlink()
+    with pytest.raises(SabrError, match=missing):
+        checkpoints.load(path)
+
+
+def test_pickles_are_never_run(saved, tmp_path):
+    _, path = saved
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("evil",))
+
+    torch.save({"0.weight": Evil()}, path)
+    about = json.loads(path.with_suffix(".json").read_text())
+    from sabr.files import checksum
+
+    about["sha256"] = checksum(path)
+    path.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(SabrError, match="does not hold the weights"):
+        checkpoints.load(path)
+
+
+def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
+    network, path = saved
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SabrError, match="No space left on device"):
+        checkpoints.save(network, path, architecture="cnn-tiny", dataset="mnist", about={})
+    assert path.read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 2

@@ -1,0 +1,95 @@
+"""Recorded results as the pipeline would write them, small and made up."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sabr.report import published, style
+
+ATTACK = {"steps": [{"count": 4, "size": 0.5}]}
+CONFIG = Path(__file__).parents[2] / "config"
+ALL_STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
+
+MakeRow = Callable[..., Path]
+
+
+@pytest.fixture
+def make_row(tmp_path: Path) -> MakeRow:
+    """Write a row folder: `natural`, `adversarial` right answers, and certified images by stage, of `images`."""
+
+    def make(
+        method: str = "sabr",
+        *,
+        dataset: str = "mnist",
+        eps: str = "0.1",
+        seed: int = 1,
+        objective: str | None = None,
+        lambda_ratio: float = 0.4,
+        images: int = 20,
+        natural: int = 18,
+        adversarial: int = 16,
+        certified: Sequence[int] = (5, 3, 2, 1),
+        stages: Sequence[str] = ALL_STAGES,
+        scale: str = "quick",
+    ) -> Path:
+        folder = tmp_path / scale / dataset / f"eps-{eps}" / method / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        radius = {"0.1": 0.1, "0.3": 0.3, "2_255": 2 / 255, "8_255": 8 / 255, "1_255": 1 / 255}[eps]
+        objective = objective or method.split("-")[0]
+        spec: dict[str, Any] = {"objective": objective, "initialisation": "intervals", "l1": 0.0}
+        if objective in ("ibp", "sabr"):
+            spec["warmup_weight"] = 0.5
+        if objective == "sabr":
+            spec |= {"lambda_ratio": lambda_ratio, "relu_shrinkage": None}
+        if objective in ("pgd", "sabr"):
+            spec["attack"] = ATTACK
+        run = {
+            **{"dataset": dataset, "eps": radius, "architecture": "cnn-small", "train_images": None, "epochs": 3},
+            **{"batch_size": 128, "learning_rate": 5e-4, "learning_rate_drops": [2], "learning_rate_factor": 0.2},
+            **{"ramp_start": 1, "ramp_end": 2, "method": spec, "seed": seed, "revision": 1},
+        }
+        provenance = {"versions": {"torch": "2.10"}, "commit": None, "machine": {}}
+        model = {"spec": run, "provenance": provenance, "seconds": 12.5, "sha256": "aa", "history": []}
+        certification = {
+            **{"dataset": dataset, "eps": radius, "images": images, "stages": list(stages), "batch_size": 50},
+            **{"attack": {**ATTACK, "restarts": 1, "loss": "margin"}, "alpha_iterations": 20, "seed": 0, "revision": 1},
+        }
+        judged = {
+            "certification": certification,
+            "model_sha256": "aa",
+            "provenance": provenance | {"commit": "abc"},
+            "seconds": 3.0,
+        }
+        for name, value in (("run", run), ("model", model), ("verdicts", judged)):
+            (folder / f"{name}.json").write_text(json.dumps(value))
+        by = [stage for stage, count in zip(stages, certified, strict=False) for _ in range(count)]
+        by += [""] * (images - len(by))
+        verdicts = pd.DataFrame({"index": range(images), "label": 7})
+        verdicts["prediction"] = [7 if i < natural else 1 for i in range(images)]
+        verdicts["natural_correct"] = verdicts["index"] < natural
+        verdicts["adversarial_correct"] = verdicts["index"] < adversarial
+        verdicts["certified"] = [bool(stage) for stage in by]
+        verdicts["certified_by"] = by
+        verdicts.assign(margin_lower_bound=0.1, seconds=0.01).to_csv(folder / "verdicts.csv", index=False)
+        history = pd.DataFrame({"epoch": [1, 2, 3], "eps": [0, radius / 2, radius], "learning_rate": 5e-4})
+        history = history.assign(loss=[1.2, 0.9, 0.4], robust_loss=0.3, regulariser=0.1, l1=0.0)
+        history["natural_accuracy"] = [0.6, 0.8, 0.9]
+        history["robust_accuracy"] = [None, 0.6, 0.8] if objective != "standard" else None
+        history.assign(seconds=3.0, images_per_second=5000.0).to_csv(folder / "history.csv", index=False)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def looks() -> style.Style:
+    return style.read(CONFIG / "figures.yaml")
+
+
+@pytest.fixture(scope="session")
+def literature() -> pd.DataFrame:
+    return published.read(CONFIG / "published.yaml")

@@ -1,0 +1,167 @@
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from sabr.analysis import box_growth
+from sabr.errors import SabrError
+from sabr.report import figures, records, style
+
+MakeRow = Callable[..., Path]
+TITLE = "tiny scale: a small network, 1,000 training images and the first 20 test images"
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def folders(make_row: MakeRow) -> list[Path]:
+    return [
+        *(make_row(method) for method in ("standard", "pgd", "ibp", "sabr")),
+        make_row("mine", objective="pgd", seed=1),
+        make_row("mine", objective="pgd", seed=2, natural=20),
+        make_row("sabr", eps="0.3", adversarial=12, certified=(0, 0, 0, 0)),
+    ]
+
+
+def draw_small_box() -> pd.DataFrame:
+    """The identity, in place of a network: what `sabr.analysis.small_box.study` would give."""
+    lines = []
+    for layer in ("input", "hidden", "output"):
+        for region, low, high in (("ball", 0.0, 1.0), ("small", 0.6, 1.0)):
+            lines += [(layer, region, "lower", 0, 0, low, low + 1), (layer, region, "upper", 0, 0, high, high + 1)]
+            grid = np.linspace(low, high, 3)
+            lines += [(layer, region, "grid", i, j, x, y + 1) for i, x in enumerate(grid) for j, y in enumerate(grid)]
+        lines += [(layer, "image", kind, 0, 0, x, x + 1) for kind, x in (("clean", 0.5), ("adversarial", 0.9))]
+    return pd.DataFrame(lines, columns=["layer", "region", "kind", "row", "column", "x", "y"])
+
+
+@pytest.fixture
+def drawn(make_row: MakeRow, folders: list[Path], looks: style.Style) -> dict[str, Figure]:
+    sweep = [make_row(f"sabr-lambda-{value:g}", lambda_ratio=value) for value in (0.05, 0.1, 0.2, 0.7, 1.0)]
+    growth = box_growth.simulate(np.linspace(0, 2, 21), centres=1000)
+    return {
+        "accuracies": figures.accuracies(records.collect(folders), TITLE, looks),
+        "training_curves": figures.training_curves(records.histories(folders[:4]), TITLE, looks),
+        "training_curves_page": figures.training_curves(records.histories(folders), TITLE, looks),
+        "lambda_sweep": figures.lambda_sweep(records.collect([*folders, *sweep]), TITLE, looks),
+        "box_growth": figures.box_growth(growth, TITLE, looks),
+        "small_box": figures.small_box(draw_small_box(), TITLE, looks),
+    }
+
+
+def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Bbox]]:
+    """Every text that is really drawn (ticks outside the axes are not), and its place in pixels."""
+    texts = []
+    draw = Text.draw
+
+    def record(self: Text, renderer: RendererBase) -> None:
+        if self.get_visible() and self.get_text().strip():
+            texts.append((self.get_text(), self.get_window_extent(renderer)))
+        draw(self, renderer)
+
+    monkeypatch.setattr(Text, "draw", record)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    monkeypatch.undo()
+    return texts
+
+
+def test_texts_stay_inside_and_do_not_overlap(drawn: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, figure in drawn.items():
+        texts, edge = drawn_texts(figure, monkeypatch), figure.bbox
+        assert len(texts) > 5
+        for text, box in texts:
+            inside = box.x0 >= edge.x0 - 1 and box.x1 <= edge.x1 + 1 and box.y0 >= edge.y0 - 1 and box.y1 <= edge.y1 + 1
+            assert inside, f"{name}: {text!r} is cut off"
+        for (one, first), (other, second) in combinations(texts, 2):
+            width = min(first.x1, second.x1) - max(first.x0, second.x0)
+            height = min(first.y1, second.y1) - max(first.y0, second.y0)
+            # A text's box has room for descenders: less than 2 px of overlap is none.
+            assert min(width, height) < 2, f"{name}: {one!r} and {other!r} overlap"
+
+
+def test_saved_as_pdf_and_png(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    for name, figure in drawn.items():
+        style.save(figure, tmp_path / f"{name}.pdf")
+        style.save(figure, tmp_path / f"{name}.png")
+        content = (tmp_path / f"{name}.pdf").read_bytes()
+        assert b"CreationDate" not in content
+        assert b"/Type3" not in content  # fonts are embedded as TrueType
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SabrError, match=r"\.svg"):
+        style.save(drawn["box_growth"], tmp_path / "figure.svg")
+    assert not list(tmp_path.glob("*.svg")) and not list(tmp_path.glob(".*"))
+
+
+def test_same_data_same_bytes(folders: list[Path], looks: style.Style, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        style.save(figures.accuracies(records.collect(folders), TITLE, looks), tmp_path / f"{name}.pdf")
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_widths_and_title(drawn: dict[str, Figure], looks: style.Style) -> None:
+    for name, figure in drawn.items():
+        width = looks.widths.page if name.endswith("page") else looks.widths.column
+        assert figure.get_figwidth() == width
+        assert " ".join(figure.get_suptitle().split()) == TITLE
+
+
+def test_no_point_is_hidden(drawn: dict[str, Figure]) -> None:
+    left, right = drawn["accuracies"].axes[0].get_xlim()
+    assert left < 0 < 100 <= right  # 0 of 20 certified at eps 0.3, 20 of 20 natural for one method
+    lower = drawn["lambda_sweep"].axes[1]
+    assert [f"{tick:g}" for tick in lower.get_xticks()] == ["0.05", "0.1", "0.2", "0.4", "0.7", "1"]
+
+
+def test_ibp_is_a_reference_only_where_it_was_run(make_row: MakeRow, looks: style.Style) -> None:
+    sweep = [make_row(f"sabr-lambda-{value:g}", lambda_ratio=value) for value in (0.1, 0.2)]
+
+    def legend(folders: list[Path]) -> list[str]:
+        axes = figures.lambda_sweep(records.collect(folders), TITLE, looks).axes[0]
+        found = axes.get_legend()
+        assert found is not None
+        return [text.get_text() for text in found.get_texts()]
+
+    assert legend(sweep) == ["natural", "adversarial", "certified"]
+    assert legend([*sweep, make_row("ibp")])[-1].startswith("IBP")
+
+
+def test_nothing_to_draw_is_said(make_row: MakeRow, looks: style.Style) -> None:
+    table = records.collect([make_row("sabr")])
+    with pytest.raises(SabrError, match="two values of lambda"):
+        figures.lambda_sweep(table, TITLE, looks)
+    with pytest.raises(SabrError, match="nothing to draw"):
+        figures.accuracies(table.iloc[:0], TITLE, looks)
+
+
+def test_style(looks: style.Style, tmp_path: Path) -> None:
+    assert looks.order(["zeta", "sabr", "alpha", "pgd", "sabr"]) == ["pgd", "sabr", "alpha", "zeta"]
+    assert looks.method("zeta").label == "zeta"
+    assert looks.method("zeta").colour == "#7F7F7F"
+    assert looks.setting("mnist", "0.1") == "MNIST, ε = 0.1"
+    drawn = [looks.methods[name] for name in ("standard", "pgd", "ibp", "sabr")]
+    for one, other in combinations(drawn, 2):
+        assert one.marker != other.marker and one.line != other.line and one.colour != other.colour
+    grey = sorted(np.dot([int(look.colour[i : i + 2], 16) for i in (1, 3, 5)], (0.299, 0.587, 0.114)) for look in drawn)
+    assert np.diff(grey).min() > 25  # of 255
+    bad = tmp_path / "figures.yaml"
+    bad.write_text(
+        "widths: {column: 3.3, page: 6.9}\ndatasets: {}\nmeasures: {}\nmethods: {sabr: {label: S, colour: red}}\n"
+    )
+    with pytest.raises(SabrError, match=r"methods\.sabr\.colour: 'red' is not allowed"):
+        style.read(bad)

@@ -1,0 +1,174 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabr.errors import SabrError
+from sabr.report import records
+
+MakeRow = Callable[..., Path]
+
+
+def change(path: Path, *keys: str, to: Any) -> None:
+    value = json.loads(path.read_text())
+    part = value
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = to
+    path.write_text(json.dumps(value))
+
+
+def change_verdict(folder: Path, row: int, values: dict[str, Any]) -> None:
+    path = folder / "verdicts.csv"
+    table = pd.read_csv(path)
+    for name, value in values.items():
+        table[name] = table[name].astype("object")
+        table.loc[row, name] = value
+    table.to_csv(path, index=False)
+
+
+def test_counts_by_hand(make_row: MakeRow) -> None:
+    table = records.collect([make_row("sabr"), make_row("ibp", certified=(4, 0, 2, 0))])
+    sabr, ibp = table.iloc[0], table.iloc[1]
+    assert list(sabr[["dataset", "eps", "method", "objective", "seed"]]) == ["mnist", "0.1", "sabr", "sabr", 1]
+    assert list(sabr[["images", "natural", "adversarial", "certified"]]) == [20, 18, 16, 11]
+    assert list(sabr[list(records.STAGE_COLUMNS.values())]) == [5, 8, 10, 11]
+    assert list(ibp[list(records.STAGE_COLUMNS.values())]) == [4, 4, 6, 6]
+    assert sabr.lambda_ratio == 0.4
+    assert pd.isna(ibp.lambda_ratio)
+    assert sabr.train_images == 60_000  # null in the specification: all of MNIST
+    assert (sabr.train_seconds, sabr.certify_seconds, sabr.torch, sabr.certify_commit) == (12.5, 3.0, "2.10", "abc")
+    assert pd.isna(sabr.commit)
+
+
+def test_stage_that_was_not_run_is_missing(make_row: MakeRow) -> None:
+    row = records.collect([make_row(stages=("interval", "crown"), certified=(5, 3))]).iloc[0]
+    assert (row.certified_interval, row.certified_crown, row.certified) == (5, 8, 8)
+    assert pd.isna(row.certified_crown_ibp)
+    assert pd.isna(row.certified_alpha_crown)
+
+
+def test_round_trip_keeps_types(make_row: MakeRow, tmp_path: Path) -> None:
+    table = records.collect([make_row(eps="2_255", dataset="cifar10"), make_row(stages=("crown",), certified=(3,))])
+    assert list(table["eps"]) == ["2/255", "0.1"]
+    records.write(table, tmp_path / "records.csv")
+    pd.testing.assert_frame_equal(records.read(tmp_path / "records.csv"), table)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "to", "said"),
+    [
+        ("verdicts.json", ("model_sha256",), "bb", ["verdicts.json", "'bb'", "'aa'"]),
+        ("run.json", ("epochs",), 4, ["run.json", "epochs (4 here, 3 there)"]),
+        ("verdicts.json", ("certification", "images"), 21, ["verdicts.csv", "20", "21"]),
+        ("verdicts.json", ("certification", "eps"), 0.2, ["verdicts.json", "0.2", "0.1"]),
+        ("verdicts.json", ("certification", "dataset"), "cifar10", ["'cifar10'", "'mnist'"]),
+        ("verdicts.json", ("certification", "stages"), ["crown"], ["certified_by"]),
+        ("verdicts.json", ("certification", "images"), "many", ["verdicts.json", "certification.images", "'many'"]),
+    ],
+)
+def test_refuses_what_does_not_fit(make_row: MakeRow, file: str, keys: Any, to: Any, said: list[str]) -> None:
+    folder = make_row()
+    change(folder / file, *keys, to=to)
+    with pytest.raises(SabrError) as error:
+        records.collect([folder])
+    assert all(part in str(error.value) for part in said), error.value
+
+
+@pytest.mark.parametrize(
+    ("index", "values", "said"),
+    [
+        (0, {"natural_correct": False, "prediction": 3}, "natural_correct is False"),
+        (0, {"adversarial_correct": False}, "adversarial_correct is False"),
+        (19, {"adversarial_correct": True}, "adversarial_correct, but natural_correct is False"),
+        (0, {"prediction": 3}, "prediction equals label"),
+        (15, {"certified": True}, "contradict"),
+        (15, {"certified_by": "crown"}, "contradict"),
+        (0, {"certified_by": "magic"}, "none of the stages"),
+        (3, {"index": 4}, "index 4 stands where 3"),
+        (3, {"certified": "perhaps"}, "not the table"),
+    ],
+)
+def test_refuses_contradictory_verdicts(make_row: MakeRow, index: int, values: dict[str, Any], said: str) -> None:
+    folder = make_row()
+    change_verdict(folder, index, values)
+    with pytest.raises(SabrError, match=said):
+        records.collect([folder])
+
+
+def test_refuses_missing_keys_files_and_folders(make_row: MakeRow, tmp_path: Path) -> None:
+    folder = make_row()
+    with pytest.raises(SabrError, match="not a folder of results"):
+        records.collect([tmp_path])
+    with pytest.raises(SabrError, match="no results"):
+        records.collect([])
+    (folder / "verdicts.csv").unlink()
+    with pytest.raises(SabrError, match="cannot read"):
+        records.collect([folder])
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(SabrError, match="spec: this key is missing"):
+        records.collect([folder])
+
+
+def test_refuses_unequal_settings_and_doubles(make_row: MakeRow) -> None:
+    one, other = make_row("sabr"), make_row("ibp", images=30)
+    with pytest.raises(SabrError, match="30 images were judged here, but 20"):
+        records.collect([one, other])
+    with pytest.raises(SabrError, match="same method, setting and seed"):
+        records.collect([one, make_row("sabr", scale="laptop")])
+
+
+def test_histories(make_row: MakeRow) -> None:
+    table = records.histories([make_row("sabr", eps="2_255", dataset="cifar10"), make_row("standard")])
+    assert list(table["setting"].unique()) == ["cifar10-eps-2_255", "mnist-eps-0.1"]
+    assert list(table.columns[:5]) == ["method", "setting", "seed", "epoch", "eps"]
+    assert len(table) == 6
+    folder = make_row("pgd")
+    (folder / "history.csv").unlink()
+    with pytest.raises(SabrError, match=r"history\.csv"):
+        records.histories([folder])
+
+
+def test_summary_of_one_seed_and_of_several(make_row: MakeRow) -> None:
+    one = records.summary(records.collect([make_row()])).set_index("measure").loc["natural"]
+    low, high = records.interval(18, 20)
+    assert (one.value, one.low, one.high, one.seeds, one.images) == (90.0, 100 * low, 100 * high, 1, 20)
+    assert pd.isna(one.deviation)
+    folders = [make_row("ibp", seed=1, natural=16), make_row("ibp", seed=2, natural=18)]
+    both = records.summary(records.collect(folders)).set_index("measure").loc["natural"]
+    assert both.value == 85.0
+    assert both.deviation == pytest.approx(50**0.5)  # 80 and 90, n - 1
+    assert both.low == pytest.approx(85 - 50**0.5)
+    assert both.seeds == 2
+
+
+def test_interval_known_value() -> None:
+    # Wilson, 1927: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.959964
+    assert records.interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_properties(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = records.interval(successes, n)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+    mirrored = records.interval(n - successes, n)
+    assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-9)
+    wide = records.interval(4 * successes, 4 * n)
+    assert wide[1] - wide[0] < high - low
+
+
+def test_report_never_imports_torch() -> None:
+    code = (
+        "import sys; from sabr.report import figures, published, records, style, tables; "
+        "import sabr.analysis.box_growth; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

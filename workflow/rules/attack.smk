@@ -1,0 +1,28 @@
+"""A strong attack on every image that is certified."""
+
+
+rule attack:
+    input:
+        model=ancient(f"{ROW}/model.pt"),
+        sidecar=f"{ROW}/model.json",
+        spec=f"{SETTING}/certification.json",
+        data=ancient(f"{DATA}/{{dataset}}/test.pt"),
+    output:
+        table=f"{ROW}/attack.csv",
+        sidecar=f"{ROW}/attack.json",
+    log:
+        f"{ROW}/logs/attack.log",
+    benchmark:
+        f"{ROW}/logs/attack.tsv"
+    conda:
+        ENV
+    threads: JOB.threads
+    resources:
+        mem_mb=JOB.memory_mb,
+        runtime=JOB.minutes,
+        gpu=JOB.gpus,
+    params:
+        data=data_folder,
+    shell:
+        "sabr attack {input.model:q} --spec {input.spec:q} --data {params.data:q} --threads {threads}"
+        " --output {output.table:q} &> {log:q}"

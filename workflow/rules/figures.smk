@@ -1,0 +1,76 @@
+"""Studies that need no training, and figures, each as PDF and PNG."""
+
+FIGURE_DATA = {
+    "accuracies": f"{RESULTS}/records.csv",
+    "training-curves": f"{RESULTS}/histories.csv",
+    "lambda-sweep": f"{RESULTS}/records.csv",
+    "box-growth": f"{RESULTS}/studies/box-growth.csv",
+    "small-box": f"{RESULTS}/studies/small-box.csv",
+}
+if not PLAN.sweep:
+    del FIGURE_DATA["lambda-sweep"]
+FIGURES = [
+    f"{RESULTS}/figures/{name}.{suffix}"
+    for name in FIGURE_DATA
+    for suffix in ("pdf", "png")
+]
+
+
+rule study:
+    output:
+        f"{RESULTS}/studies/{{study}}.csv",
+    log:
+        f"{RESULTS}/logs/study-{{study}}.log",
+    benchmark:
+        f"{RESULTS}/logs/study-{{study}}.tsv"
+    wildcard_constraints:
+        study="box-growth|small-box",
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+        gpu=0,
+    params:
+        study="{study}",
+    shell:
+        "sabr study {params.study:q} --output {output:q} &> {log:q}"
+
+
+rule figure:
+    input:
+        data=lambda wildcards: FIGURE_DATA[wildcards.figure],
+        style=f"{CONFIG}/figures.yaml",
+    output:
+        pdf=f"{RESULTS}/figures/{{figure}}.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{figure}}.png",
+            category="Figures",
+            labels={"figure": "{figure}"},
+            caption="../report/figure.rst",
+        ),
+    log:
+        f"{RESULTS}/logs/figure-{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/logs/figure-{{figure}}.tsv"
+    wildcard_constraints:
+        figure="|".join(FIGURE_DATA),
+    conda:
+        REPORT_ENV
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+        gpu=0,
+    params:
+        figure="{figure}",
+        title=PLAN.title,
+        methods=lambda wildcards: (
+            [f"--method={method}" for method in PLAN.run.methods]
+            if wildcards.figure in ("accuracies", "training-curves")
+            else []
+        ),
+    shell:
+        "sabr figure {params.figure:q} {input.data:q} --title {params.title:q} {params.methods:q}"
+        " --style {input.style:q} --output {output.pdf:q} --output {output.png:q} &> {log:q}"

@@ -1,0 +1,47 @@
+"""Networks: what each is trained with, and training itself."""
+
+
+rule training_spec:
+    output:
+        f"{ROW}/run.json",
+    log:
+        f"{ROW}/logs/run.log",
+    benchmark:
+        f"{ROW}/logs/run.tsv"
+    conda:
+        REPORT_ENV
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+        gpu=0,
+    params:
+        json=lambda wildcards: row_of(wildcards).training.model_dump_json(),
+    shell:
+        "sabr spec training {params.json:q} --output {output:q} &> {log:q}"
+
+
+rule train:
+    input:
+        run=f"{ROW}/run.json",
+        data=ancient(f"{DATA}/{{dataset}}/train.pt"),
+    output:
+        model=f"{ROW}/model.pt",
+        sidecar=f"{ROW}/model.json",
+        history=f"{ROW}/history.csv",
+    log:
+        f"{ROW}/logs/train.log",
+    benchmark:
+        f"{ROW}/logs/train.tsv"
+    conda:
+        ENV
+    threads: JOB.threads
+    resources:
+        mem_mb=JOB.memory_mb,
+        runtime=JOB.minutes,
+        gpu=JOB.gpus,
+    params:
+        data=data_folder,
+    shell:
+        "sabr train {input.run:q} --data {params.data:q} --threads {threads}"
+        " --output {output.model:q} --history {output.history:q} &> {log:q}"
