@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sabr.networks.architectures import Network, Normalise
+from sabr.networks.convolution import FEW_CHANNELS, FrozenConvolution
 
 
 class AffineStep(Protocol):
@@ -34,6 +35,9 @@ class ConvolutionStep:
 
     def apply(self, points: Tensor) -> Tensor:
         """W x + b for each point."""
+        frozen = points.requires_grad and not self.weight.requires_grad
+        if frozen and self.weight.shape[1] <= FEW_CHANNELS:
+            return FrozenConvolution.apply(points, self.weight, self.bias, self.stride, self.padding)  # type: ignore[no-any-return]
         return F.conv2d(points, self.weight, self.bias, self.stride, self.padding)
 
     def spread(self, radius: Tensor) -> Tensor:
