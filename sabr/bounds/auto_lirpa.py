@@ -53,7 +53,7 @@ class BoundedNetwork:
         # Outside the bounded module: a division inside it fails in auto_LiRPA's patches mode.
         self._scale = steps[0] if isinstance(steps[0], ScaleStep) else None
         module = as_module(steps[1:] if self._scale else steps).eval()
-        device = next(module.parameters()).device
+        weight = next(module.parameters())
         options = {
             # Else alpha-CROWN crashes when over 90 % of a layer is unstable.
             "sparse_features_alpha": False,
@@ -62,7 +62,7 @@ class BoundedNetwork:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._module = library.BoundedModule(
-                module, torch.zeros(1, *input_shape, device=device), bound_opts=options, device=device
+                module, weight.new_zeros(1, *input_shape), bound_opts=options, device=weight.device
             )
         self._library = library
         self._classes = len(last.bias)
@@ -149,7 +149,9 @@ def _library() -> Any:
     _supply_arraysetops()
     _supply_set_opset_version()
     _supply_node_getitem()
-    import auto_LiRPA
+    with warnings.catch_warnings():  # it changes the filters of the whole process when it is imported
+        warnings.simplefilter("ignore")
+        import auto_LiRPA
 
     _accept_remove_duplicate(auto_LiRPA.BoundedModule)
     return auto_LiRPA

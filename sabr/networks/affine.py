@@ -1,6 +1,6 @@
 """A network as a list of affine and ReLU steps, batch norm folded in; the only room that knows torch's layer types."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -117,6 +117,9 @@ class CleanPass(NamedTuple):
 def clean_pass(network: Network, images: Tensor) -> CleanPass:
     """Run a batch through the network in training mode, and update the running statistics as PyTorch does.
 
+    A bias in front of a batch norm has gradient exactly zero, here and in `folded_steps` with statistics: the mean
+    takes it away again. It is left out of the graph, where rounding alone would move it.
+
     Parameters
     ----------
     network
@@ -131,7 +134,7 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
     """
     statistics = []
     points = images
-    for layer in network:
+    for layer, following in _layers(network):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             axes = [axis for axis in range(points.dim()) if axis != 1]
             variance, mean = torch.var_mean(points, axes, correction=0)
@@ -141,7 +144,7 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
             shape = [1, -1] + [1] * (points.dim() - 2)
             points = points * scale.view(shape) + shift.view(shape)
         else:
-            points = layer(points)
+            points = _step(layer, free_bias=not _is_norm(following)).apply(points)
     return CleanPass(points, statistics)
 
 
@@ -168,26 +171,12 @@ def folded_steps(network: Network, statistics: Sequence[Statistics] | None = Non
     """
     remaining = None if statistics is None else list(statistics)
     steps: list[Step] = []
-    for layer in network:
-        match layer:
-            case Normalise():
-                steps.append(ScaleStep(1 / layer.std, -layer.mean / layer.std))
-            case nn.Conv2d():
-                steps.append(ConvolutionStep(*_weights(layer), _pair(layer.stride), _pair(layer.padding)))
-            case nn.Linear():
-                steps.append(LinearStep(*_weights(layer)))
-            case nn.BatchNorm1d() | nn.BatchNorm2d():
-                if remaining is None:
-                    mean, variance = _running(layer)
-                else:
-                    mean, variance = remaining.pop(0)
-                steps[-1] = _fold(steps[-1], *_scale_and_shift(layer, mean, variance))
-            case nn.ReLU():
-                steps.append(ReLUStep())
-            case nn.Flatten():
-                steps.append(FlattenStep())
-            case _:
-                raise TypeError(f"no affine form is known for a layer of type {type(layer).__name__}")
+    for layer, following in _layers(network):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            mean, variance = _running(layer) if remaining is None else remaining.pop(0)
+            steps[-1] = _fold(steps[-1], *_scale_and_shift(layer, mean, variance))
+        else:
+            steps.append(_step(layer, free_bias=statistics is None or not _is_norm(following)))
     return steps
 
 
@@ -225,6 +214,33 @@ def as_module(steps: Sequence[Step]) -> nn.Sequential:
     return nn.Sequential(*layers).to(next(s.weight for s in steps if isinstance(s, ConvolutionStep | LinearStep)))
 
 
+def _layers(network: Network) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """Each layer with the one behind it."""
+    layers = list(network)
+    yield from zip(layers, [*layers[1:], None], strict=True)
+
+
+def _step(layer: nn.Module, *, free_bias: bool) -> Step:
+    """A layer other than a batch norm as a step; without `free_bias` no gradient flows to its bias."""
+    match layer:
+        case Normalise():
+            return ScaleStep(1 / layer.std, -layer.mean / layer.std)
+        case nn.Conv2d():
+            return ConvolutionStep(*_weights(layer, free_bias), _pair(layer.stride), _pair(layer.padding))
+        case nn.Linear():
+            return LinearStep(*_weights(layer, free_bias))
+        case nn.ReLU():
+            return ReLUStep()
+        case nn.Flatten():
+            return FlattenStep()
+        case _:
+            raise TypeError(f"no affine form is known for a layer of type {type(layer).__name__}")
+
+
+def _is_norm(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+
+
 def _fold(step: Step, scale: Tensor, shift: Tensor) -> Step:
     match step:
         case ConvolutionStep():
@@ -255,10 +271,11 @@ def _running(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Statistics:
     return Statistics(layer.running_mean, layer.running_var)
 
 
-def _weights(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+def _weights(layer: nn.Conv2d | nn.Linear, free_bias: bool) -> tuple[Tensor, Tensor]:
     weight = layer.weight
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
-    return (weight, bias) if torch.is_grad_enabled() else (weight.detach(), bias.detach())
+    frozen = not torch.is_grad_enabled()
+    return weight.detach() if frozen else weight, bias if free_bias and not frozen else bias.detach()
 
 
 def _pair(value: object) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sabr.attacks.pgd import strong_attack
@@ -8,17 +8,6 @@ from sabr.bounds.boxes import Box, ball
 from sabr.bounds.interval import margin_bounds, margins, propagate
 from sabr.networks.affine import LinearStep, ReLUStep, ScaleStep, forward
 from sabr.settings import DATASETS
-
-
-def random_steps(seed, widths=(4, 12, 9, 3), scale=1.0):
-    """A fully connected network in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
-        weight = scale * torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
-        bias = scale * torch.randn(fan_out, generator=generator, dtype=torch.float64)
-        steps += [LinearStep(weight, bias), ReLUStep()]
-    return steps[:-1]
 
 
 def test_by_hand():
@@ -41,13 +30,13 @@ def test_by_hand():
     torch.testing.assert_close(shrunk.output.upper, torch.tensor([[0.5 + 0.4 + 0.8, 0.4]]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10_000),
     st.floats(0, 2),
     st.sampled_from([1e-3, 1.0, 1e4]),
 )
-def test_sampled_points_never_leave_their_bounds(seed, radius, scale):
+def test_sampled_points_never_leave_their_bounds(random_steps, seed, radius, scale):
     steps = random_steps(seed, scale=scale)
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(1, 4, generator=generator, dtype=torch.float64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sabr.networks.affine import ConvolutionStep, ScaleStep, as_module, clean_pass, folded_steps, forward
+from sabr.networks.affine import ConvolutionStep, ScaleStep, Statistics, as_module, clean_pass, folded_steps, forward
 from sabr.networks.architectures import Network
 from sabr.settings import DATASETS
 
@@ -36,9 +36,25 @@ def test_gradients_flow_through_the_statistics(small_network):
     clean = clean_pass(network, images)
     logits = forward(folded_steps(network, clean.statistics), images[:2])
     logits.square().sum().backward()
-    # A bias before a batch norm moves the mean with it: nothing is left of it when the statistics take part.
-    scale = network[0].weight.grad.abs().max()
-    assert network[0].bias.grad.abs().max() < 1e-3 * scale
+    with_statistics = network[0].weight.grad.clone()
+    network.zero_grad()
+    detached = [Statistics(s.mean.detach(), s.variance.detach()) for s in clean_pass(network, images).statistics]
+    forward(folded_steps(network, detached), images[:2]).square().sum().backward()
+    assert not torch.allclose(with_statistics, network[0].weight.grad, rtol=0.05)
+
+
+def test_a_bias_before_a_batch_norm_has_no_gradient(small_network):
+    network, _ = small_network()
+    images = torch.rand(8, 1, 28, 28)
+    clean = clean_pass(network, images)
+    forward(folded_steps(network, clean.statistics), images[:2]).square().sum().backward()
+    assert network[0].bias.grad is None
+    assert network[-1].bias.grad is not None
+    # PyTorch, in float64, agrees that it is zero.
+    twin = copy.deepcopy(network).double().train()
+    twin.zero_grad()
+    twin(images.double()).square().sum().backward()
+    assert twin[0].bias.grad.abs().max() < 1e-12 * twin[0].weight.grad.abs().max()
 
 
 def test_steps_folded_without_gradients_have_none(small_network):

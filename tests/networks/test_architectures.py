@@ -58,5 +58,5 @@ def test_initialisation_for_intervals():
     assert torch.equal(network[0].bias, bias)
     for layer in (network[3], network[-4]):
         fan_in = layer.weight[0].numel()
-        assert float(layer.weight.std() * fan_in) == pytest.approx((2 * torch.pi) ** 0.5, rel=0.02)
-        assert abs(float(layer.weight.mean() * fan_in)) < 0.05
+        assert float(layer.weight.detach().std() * fan_in) == pytest.approx((2 * torch.pi) ** 0.5, rel=0.02)
+        assert abs(float(layer.weight.detach().mean() * fan_in)) < 0.05
