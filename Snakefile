@@ -1,7 +1,7 @@
 """SABR: fetch data, train, attack, certify, and turn the verdicts into the paper's tables and figures."""
 
 
-configfile: "config/config.yaml"
+configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"

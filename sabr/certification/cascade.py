@@ -106,7 +106,7 @@ def certify(
     with torch.no_grad():
         steps = folded_steps(network)
     engine = BoundedNetwork(steps, images.shape[1:], alpha_iterations=spec.alpha_iterations)
-    labels = torch.as_tensor(attacked["label"].to_numpy(), device=images.device)
+    labels = torch.tensor(attacked["label"].to_numpy(), device=images.device)
     natural = attacked["natural_correct"].to_numpy()
     resists = attacked["adversarial_correct"].to_numpy()
     classes = _classes(steps)

@@ -1,0 +1,140 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sabr.config import read_yaml, resolve
+from sabr.errors import SabrError
+from sabr.specs import parse_eps
+
+CONFIG = Path(__file__).parents[1] / "config"
+SCALES = sorted(path.stem for path in (CONFIG / "scales").glob("*.yaml"))
+
+
+def plan(scale="tiny", **overrides):
+    return resolve(read_yaml(CONFIG / "config.yaml") | {"scale": scale, "overrides": overrides}, CONFIG)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_resolves(scale):
+    resolved = plan(scale)
+    assert len(resolved.main) == len(resolved.run.settings) * len(resolved.run.methods) * len(resolved.run.seeds)
+    assert all(re.fullmatch(r"[a-z0-9]+/eps-[0-9._]+/[a-z0-9.-]+/seed-\d+", path) for path in resolved.rows)
+
+
+def test_the_default_is_quick():
+    assert read_yaml(CONFIG / "config.yaml")["scale"] == "quick"
+
+
+# Section 4 of the protocol: eps trained, eps certified, lambda, L1, shrinking, epochs, drops, ramp end, batch.
+PROTOCOL = {
+    "mnist-eps-0.1": (0.1, 0.1, 0.4, 1e-5, None, 70, (50, 60), 22, 256),
+    "mnist-eps-0.3": (0.3, 0.3, 0.6, 1e-6, None, 70, (50, 60), 22, 256),
+    "cifar10-eps-2_255": (0.00784313725, 2 / 255, 0.1, 1e-6, 0.8, 160, (120, 140), 82, 128),
+    "cifar10-eps-8_255": (0.03137, 8 / 255, 0.7, 0, None, 180, (140, 160), 82, 128),
+    "tinyimagenet-eps-1_255": (0.00392157, 1 / 255, 0.4, 1e-6, None, 180, (140, 160), 82, 128),
+}
+
+
+def test_the_paper_scale_is_the_published_protocol():
+    rows = {row.setting: row for row in plan("paper").main if row.method == "sabr"}
+    assert rows.keys() == PROTOCOL.keys()
+    for setting, row in rows.items():
+        t, m = row.training, row.training.method
+        found = (
+            *(t.eps, row.certification.eps, m.lambda_ratio, m.l1, m.relu_shrinkage, t.epochs),
+            *(t.learning_rate_drops, t.ramp_end, t.batch_size),
+        )
+        assert found == PROTOCOL[setting]
+        assert (t.architecture, t.train_images, t.learning_rate, t.learning_rate_factor) == ("cnn7", None, 5e-4, 0.2)
+        assert (t.ramp_start, t.seed, m.warmup_weight, m.initialisation) == (2, 12, 0.5, "intervals")
+        assert m.attack.step_sizes == [0.5] * 4 + [0.05] * 3 + [0.005]
+        assert row.certification.images == 10_000
+
+
+def test_a_sweep_uses_main_rows_again():
+    resolved = plan(run={"lambda_sweep": {"setting": "mnist-eps-0.1", "method": "sabr", "values": [0.1, 0.4]}})
+    assert [row.method for row in resolved.sweep] == ["sabr-lambda-0.1", "sabr"]
+    assert resolved.sweep[0].training.method.lambda_ratio == 0.1
+
+
+def test_shards_cover_every_image_once():
+    row = plan(certification={"images": 25}).main[0]
+    assert row.shards(12) == [(0, 12), (12, 24), (24, 25)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"scale": "quik"}, "config/config.yaml: scale: 'quik' is not known; allowed: laptop, paper, quick, tiny"),
+        ({"colour": 1}, "config/config.yaml: colour: unknown key; allowed: scale, results, data, overrides"),
+        ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
+        ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
+        ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: dataset, eps"),
+        ({"overrides": {"training": {"eps": 8}}}, "overrides: training.eps: 8 is not in (0, 1]; pixels run"),
+        ({"overrides": {"methods": {"sabr": {"lambda_ratio": 1.5}}}}, "overrides: methods.sabr.lambda_ratio: 1.5"),
+        ({"overrides": {"methods": {"sabr": {"lambda_ratio": 0}}}}, "overrides: methods.sabr.lambda_ratio: 0"),
+        ({"overrides": {"training": {"dataset": "svhn"}}}, "'svhn' is not a dataset; allowed: mnist, cifar10"),
+        ({"overrides": {"run": {"settings": ["svhn-eps-0.1"]}}}, "'svhn-eps-0.1' is not known; allowed: cifar10-eps"),
+        ({"overrides": {"run": {"methods": ["x; touch y"]}}}, "run.methods.0: 'x; touch y' is not allowed"),
+        ({"overrides": {"run": {"methods": ["colt"]}}}, "'colt' has no known objective; allowed methods: standard"),
+        ({"overrides": {"certification": {"images": 20000}}}, "images is 20000, but mnist has 10000 test images"),
+        ({"overrides": {"training": {"ramp_end": 1}}}, "ramp_end (1) must come after ramp_start (2)"),
+        ({"overrides": {"training": {"train_images": 10}}}, "batch_size (64) is larger than train_images (10)"),
+        ({"overrides": {"methods": 3}}, "config/config.yaml: overrides: methods: 3 is not allowed"),
+        ({"overrides": {"methds": {}}}, "config/config.yaml: overrides: methds: unknown key; allowed"),
+        ({"overrides": {"certification": {"eps": "8/0"}}}, "certification.eps: '8/0' is not a radius"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence_with_their_place(changes, told):
+    config = read_yaml(CONFIG / "config.yaml") | {"scale": "tiny"} | changes
+    with pytest.raises(SabrError) as error:
+        resolve(config, CONFIG)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_setting_file_must_be_named_after_its_content(tmp_path):
+    import shutil
+
+    shutil.copytree(CONFIG, tmp_path / "config")
+    path = tmp_path / "config" / "settings" / "mnist-eps-0.1.yaml"
+    path.write_text(path.read_text().replace("\neps: 0.1", "\neps: 0.2"))
+    with pytest.raises(SabrError, match="must be named mnist-eps-0.2.yaml"):
+        resolve(read_yaml(CONFIG / "config.yaml") | {"scale": "tiny"}, tmp_path / "config")
+
+
+def test_broken_yaml_is_told(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(SabrError, match="broken.yaml is not valid YAML"):
+        read_yaml(path)
+    path.write_text("- 1")
+    with pytest.raises(SabrError, match="must hold keys and values"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), (0.1, 0.1), ("0.3", 0.3), (1, 1.0)])
+def test_eps_is_a_number_or_a_fraction(text, value):
+    assert parse_eps(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 8, "255/8", "eight", None, True, "nan", float("nan"), float("inf")])
+def test_other_eps_are_refused(wrong):
+    with pytest.raises(ValueError):
+        parse_eps(wrong)
+
+
+def test_no_configuration_file_holds_tabs_or_duplicate_keys():
+    class Unique(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node, deep=False):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+    Unique.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    for path in CONFIG.rglob("*.yaml"):
+        yaml.load(path.read_text(), Unique)

@@ -1,0 +1,179 @@
+"""The whole workflow at the tiny scale on real images, in a path with spaces."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.workflow
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in ("standard", "pgd", "ibp", "sabr", "sabr-lambda-0.1")]
+
+
+@pytest.fixture(scope="module")
+def finished(make_workflow):
+    workflow = make_workflow("a folder with spaces")
+    done = workflow.run("--cores", "2")
+    assert done.returncode == 0, done.stderr[-5000:]
+    return workflow
+
+
+def test_everything_asked_for_is_there(finished):
+    for row in ROWS:
+        names = {path.name for path in (finished.results / row).iterdir()}
+        assert {"run.json", "model.pt", "model.json", "history.csv", "attack.csv", "verdicts.csv"} <= names
+    for name in ("accuracies", "training-curves", "lambda-sweep", "box-growth", "small-box"):
+        for suffix, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
+            assert (finished.results / "figures" / f"{name}.{suffix}").read_bytes().startswith(start)
+    for suffix in ("csv", "md", "tex", "html"):
+        text = (finished.results / "tables" / f"table1.{suffix}").read_text()
+        assert "tiny scale" in text and "SABR" in text or suffix == "csv"
+        assert "published" in text
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_verdicts_add_up(finished):
+    records = pd.read_csv(finished.results / "records.csv")
+    assert len(records) == len(ROWS)
+    for row in ROWS:
+        verdicts = pd.read_csv(finished.results / row / "verdicts.csv")
+        assert verdicts["index"].tolist() == list(range(24))
+        method = row.split("/")[2]
+        recorded = records[records["method"] == method].iloc[0]
+        assert recorded["natural"] == verdicts["natural_correct"].sum()
+        assert recorded["adversarial"] == verdicts["adversarial_correct"].sum()
+        assert recorded["certified"] == verdicts["certified"].sum()
+        assert not (verdicts["certified"] & ~verdicts["adversarial_correct"]).any()
+
+
+def test_a_second_run_finds_nothing_to_do(finished):
+    done = finished.run("--cores", "2")
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_a_changed_hyper_parameter_reruns_what_depends_on_it_and_nothing_else(finished):
+    jobs = finished.planned(overrides={"methods": {"pgd": {"l1": 2e-5}}})
+    assert jobs.pop("records") and jobs.pop("table1") and jobs.pop("figure") and "all" in jobs
+    jobs.pop("all")
+    assert jobs.keys() == {"training_spec", "train", "attack", "certify", "merge"}
+    assert all("/pgd/" in output for outputs in jobs.values() for output in outputs)
+    assert len(jobs["train"]) == 1
+
+
+def test_another_attack_certifies_again_but_trains_nothing(finished):
+    steps = [{"count": 6, "size": 0.25}]
+    jobs = finished.planned(overrides={"certification": {"attack": {"steps": steps, "restarts": 1, "loss": "margin"}}})
+    assert "train" not in jobs and "training_spec" not in jobs
+    assert len(jobs["attack"]) == len(ROWS) and len(jobs["certify"]) == 2 * len(ROWS)
+
+
+def test_a_single_figure_by_its_file_name_trains_nothing_it_does_not_need(make_workflow):
+    fresh = make_workflow("fresh")
+    jobs = fresh.planned("results/tiny/figures/box-growth.pdf")
+    assert jobs.keys() == {"study", "figure"}
+
+
+@pytest.mark.parametrize("target", ["tables", "figures", "models"])
+def test_named_targets(finished, target):
+    jobs = finished.planned(target)
+    assert jobs == {}
+
+
+@pytest.mark.parametrize("drawing", ["--dag", "--rulegraph"])
+def test_graphs(finished, drawing):
+    done = finished.run(drawing)
+    assert done.returncode == 0
+    assert done.stdout.lstrip().startswith("digraph snakemake_dag")
+
+
+def test_lint_is_clean(finished):
+    done = finished.run("--lint")
+    assert done.returncode == 0
+    assert "Congratulations" in done.stdout + done.stderr
+
+
+def test_every_rule_states_what_it_needs():
+    rules = []
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for block in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+            rules.append(block.split(":")[0])
+            for needed in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "gpu=", "conda:", "shell:"):
+                assert needed in block, (path.name, rules[-1], needed)
+    assert len(rules) >= 9
+
+
+def test_the_report_is_one_page_that_loads_nothing(finished):
+    done = finished.run("--report", "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "(ERROR/" not in done.stderr
+    page = (finished.folder / "report.html").read_text()
+    assert len(page) > 500_000
+    assert not re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=[\"']https?://", page)
+
+
+def test_unknown_targets_and_mistakes_are_told(finished):
+    unknown = finished.run("--cores", "1", "results/tiny/figures/nothing.pdf")
+    assert unknown.returncode == 1
+    assert "nothing.pdf" in unknown.stderr and "Traceback" not in unknown.stderr
+    wrong = finished.run("--dry-run", overrides={"training": {"eps": 8}})
+    assert wrong.returncode == 1
+    told = wrong.stdout + wrong.stderr  # a dry run tells on standard output
+    assert "config/config.yaml: overrides: training.eps: 8 is not in (0, 1]" in told
+    assert "Traceback" not in told
+    foreign = finished.run("--dry-run", "results/tiny/mnist/eps-0.3/sabr/seed-1/model.pt")
+    assert foreign.returncode == 1
+    assert "mnist/eps-0.3/sabr/seed-1 is not part of this configuration" in foreign.stderr + foreign.stdout
+
+
+def test_killed_and_started_again_the_verdicts_are_the_same(make_workflow, finished):
+    workflow = make_workflow("killed")
+    command = [str(part) for part in workflow.command("--cores", "2")]
+    process = subprocess.Popen(
+        command,
+        cwd=workflow.folder,
+        env=workflow.environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(workflow.results.rglob("logs/train.log")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (workflow.results / "tables" / "table1.md").exists()
+    again = workflow.run("--cores", "1")
+    if again.returncode:
+        assert "--unlock" in again.stderr
+        assert workflow.run("--unlock").returncode == 0
+        again = workflow.run("--cores", "1")
+    assert again.returncode == 0, again.stderr[-3000:]
+    for row in ROWS:
+        for name in ("attack.csv", "verdicts.csv"):
+            one, two = (pd.read_csv(w.results / row / name) for w in (finished, workflow))
+            pd.testing.assert_frame_equal(
+                one.drop(columns="seconds", errors="ignore"), two.drop(columns="seconds", errors="ignore")
+            )
+    tables = [(w.results / "tables" / "table1.md").read_text() for w in (finished, workflow)]
+    assert tables[0] == tables[1]
+
+
+def test_a_half_written_checkpoint_stops_with_a_clear_word(make_workflow, finished):
+    workflow = make_workflow("damaged")
+    shutil.copytree(finished.results, workflow.results)
+    model = workflow.results / ROWS[2] / "model.pt"
+    model.write_bytes(model.read_bytes()[:1000])
+    (model.parent / "attack.csv").unlink()
+    done = workflow.run("--cores", "1", f"results/tiny/{ROWS[2]}/attack.csv")
+    assert done.returncode == 1
+    assert "model.pt is damaged or does not belong to model.json; train it again" in done.stdout + done.stderr
+    assert not (model.parent / "attack.csv").exists()
