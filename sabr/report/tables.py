@@ -67,8 +67,11 @@ def to_markdown(table: pd.DataFrame, style: Style) -> str:
 
 
 def to_latex(table: pd.DataFrame, style: Style) -> str:
-    r"""Render what `accuracies` returns as a LaTeX table; it needs \usepackage{booktabs}."""
-    layout = _layout(table, style)
+    r"""Render what `accuracies` returns as a LaTeX table; it needs \usepackage{booktabs}.
+
+    Without the columns of each certification stage, which would not fit a page.
+    """
+    layout = _layout(table[~table["measure"].isin(STAGE_COLUMNS.values())], style)
     columns = len(layout.header)
     lines = [
         r"\begin{table}",
@@ -76,9 +79,11 @@ def to_latex(table: pd.DataFrame, style: Style) -> str:
         rf"\caption{{{_escape(' '.join([layout.caption, *layout.notes]))}}}",
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
+        rf"\begin{{tabular}}{{@{{}}l{'r' * (columns - 1)}@{{}}}}",
         r"\toprule",
-        _latex_row(layout.header),
+        rf"{'& ' * (columns - 2)}\multicolumn{{2}}{{c}}{{published}} \\",
+        rf"\cmidrule(l){{{columns - 1}-{columns}}}",
+        _latex_row([name.removeprefix("published ") for name in layout.header]),
     ]
     for setting, rows in layout.groups:
         lines += [r"\midrule", rf"\multicolumn{{{columns}}}{{l}}{{{_escape(setting)}}} \\"]

@@ -9,6 +9,11 @@ FIGURE_DATA = {
 }
 if not PLAN.sweep:
     del FIGURE_DATA["lambda-sweep"]
+# Titles of figures that no run and no scale changes.
+SCALE_FREE = {
+    "box-growth": "simulation of one ReLU layer",
+    "small-box": "a chosen example with two neurons a layer",
+}
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for name in FIGURE_DATA
@@ -65,7 +70,7 @@ rule figure:
         gpu=0,
     params:
         figure="{figure}",
-        title=PLAN.title,
+        title=lambda wildcards: SCALE_FREE.get(wildcards.figure, PLAN.title),
         methods=lambda wildcards: (
             [f"--method={method}" for method in PLAN.run.methods]
             if wildcards.figure in ("accuracies", "training-curves")
