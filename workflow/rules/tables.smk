@@ -9,18 +9,13 @@ rule table1:
         published=f"{CONFIG}/published.yaml",
         style=f"{CONFIG}/figures.yaml",
     output:
-        csv=report(
-            f"{RESULTS}/tables/table1.csv",
-            category="Tables",
-            labels={"table": "Table 1", "format": "CSV"},
-            caption="../report/table1.rst",
-        ),
+        csv=f"{RESULTS}/tables/table1.csv",
         md=f"{RESULTS}/tables/table1.md",
         tex=f"{RESULTS}/tables/table1.tex",
         html=report(
             f"{RESULTS}/tables/table1.html",
             category="Tables",
-            labels={"table": "Table 1", "format": "page"},
+            labels={"table": "Table 1"},
             caption="../report/table1.rst",
         ),
     log:
