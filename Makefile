@@ -3,16 +3,22 @@
 
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-SCALE ?= quick
+# A name in config/scales; empty: what config/config.yaml says.
+SCALE ?=
 
 # Recipes run in the project's environment, wherever the project lies (spaces in its path are fine).
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+CONFIG := $(if $(SCALE),--config scale=$(SCALE))
+# Where the scale's results go.
+RESULTS = $$(python -c 'import sys, yaml; c = yaml.safe_load(open("config/config.yaml")); \
+	print(c["results"] + "/" + (sys.argv[1] or c["scale"]))' "$(SCALE)")
+
 .PHONY: help setup reproduce report test check lock clean
 
 help:
-	@echo "make reproduce   install, run the workflow at SCALE ($(SCALE)) on CORES ($(CORES)) cores, write the report"
+	@echo "make reproduce   install, run the workflow on CORES ($(CORES)) cores, write the report; SCALE=tiny: another scale"
 	@echo "make test        install, run all tests"
 	@echo "make check       formatting, lint, types"
 	@echo "make clean       remove the environment; data and results stay"
@@ -29,13 +35,13 @@ setup: .venv/installed
 	@touch .venv/installed
 
 reproduce: setup
-	@echo "==> Running the workflow at the $(SCALE) scale on $(CORES) cores"
-	snakemake --cores $(CORES) --config scale=$(SCALE)
+	@echo "==> Running the workflow on $(CORES) cores"
+	snakemake --cores $(CORES) $(CONFIG)
 	@$(MAKE) --no-print-directory report
 
 report: setup
-	snakemake --config scale=$(SCALE) --report results/$(SCALE)/report.html
-	@echo "==> Done: results/$(SCALE)/report.html, results/$(SCALE)/tables/table1.md"
+	snakemake $(CONFIG) --report "$(RESULTS)/report.html"
+	@echo "==> Done: $(RESULTS)/report.html, $(RESULTS)/tables/table1.md"
 
 test: setup
 	@echo "==> Running all tests"

@@ -23,7 +23,7 @@ localrules:
     tables,
     figures,
     training_spec,
-    certification_spec,
+    setting_spec,
     merge,
     records,
 

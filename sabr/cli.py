@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sabr.networks.architectures import Network
-    from sabr.specs import CertificationSpec
+    from sabr.specs import Attacked
 
 app = typer.Typer(
     help="SABR: certified training with small boxes. Each command is one step of the workflow and can be run by hand.",
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 DatasetName = StrEnum("DatasetName", {name: name for name in DATASETS})  # type: ignore[misc]
-SpecKind = StrEnum("SpecKind", {"training": "training", "certification": "certification"})
+SpecKind = StrEnum("SpecKind", {"training": "training", "attack": "attack", "certification": "certification"})
 
 Study = StrEnum("Study", ["box-growth", "small-box"])
 FigureName = StrEnum("FigureName", ["accuracies", "training-curves", "lambda-sweep", "box-growth", "small-box"])
@@ -38,7 +38,7 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads to c
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
 Title = Annotated[str, typer.Option("--scale", "--title", help="The scale in words, for titles and captions.")]
 StyleFile = Annotated[Path, typer.Option("--style", help="Labels, colours, widths.")]
-SpecFile = Annotated[Path, typer.Option("--spec", help="Certification specification (certification.json).")]
+SpecFile = Annotated[Path, typer.Option("--spec", help="What `sabr spec` wrote: attack.json, certification.json.")]
 
 
 @app.command()
@@ -62,16 +62,20 @@ def spec(
     output: Output,
 ) -> None:
     """Validate a specification and write it to a file."""
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
+    from sabr import specs
     from sabr.files import write_json
-    from sabr.specs import CertificationSpec, TrainingSpec, first_problem
 
-    model = TrainingSpec if kind == "training" else CertificationSpec
+    models: dict[str, type[BaseModel]] = {
+        "training": specs.TrainingSpec,
+        "attack": specs.AttackSpec,
+        "certification": specs.CertificationSpec,
+    }
     try:
-        checked = model.model_validate_json(json)
+        checked = models[kind].model_validate_json(json)
     except ValidationError as error:
-        raise SabrError(f"{kind} specification: {first_problem(error)}") from error
+        raise SabrError(f"{kind} specification: {specs.first_problem(error)}") from error
     write_json(output, checked.model_dump(mode="json"))
 
 
@@ -89,8 +93,8 @@ def train(
 
     import pandas as pd
 
-    from sabr.data.datasets import load
-    from sabr.files import atomic
+    from sabr.data.datasets import fingerprint, load
+    from sabr.files import atomic, probe
     from sabr.networks import checkpoints
     from sabr.provenance import provenance
     from sabr.specs import TrainingSpec, read_spec
@@ -99,6 +103,8 @@ def train(
 
     chosen = _use(threads, device)
     asked = read_spec(TrainingSpec, specification)
+    for path in (output, history):
+        probe(path)
     split = load(DATASETS[asked.dataset], folder, "train")
     started = time.perf_counter()
     with progress(f"{asked.method.objective} on {asked.dataset}", asked.epochs) as report:
@@ -108,6 +114,7 @@ def train(
         pd.DataFrame(rows).to_csv(temporary, index=False)
     about: dict[str, Any] = {
         "spec": asked.model_dump(mode="json"),
+        "data_sha256": fingerprint(DATASETS[asked.dataset], folder, "train"),
         "seconds": time.perf_counter() - started,
         "provenance": provenance(threads=threads, device=str(chosen)),
         "history": rows,
@@ -128,10 +135,15 @@ def attack(
     import time
 
     from sabr.certification import cascade, verdicts
+    from sabr.files import probe
     from sabr.provenance import provenance
+    from sabr.specs import AttackSpec, read_spec
 
     chosen = _use(threads, device)
-    network, asked, about = _question(model, specification)
+    asked = read_spec(AttackSpec, specification)
+    network, about = _network(model, asked, folder)
+    about["attack"] = asked.model_dump(mode="json")
+    probe(output)
     started = time.perf_counter()
     images, labels = _test_images(asked.dataset, folder, 0, asked.images, chosen)
     table, _ = cascade.attack(network.to(chosen), images, labels, asked, _say)
@@ -155,17 +167,24 @@ def certify(
     import time
 
     from sabr.certification import cascade, verdicts
+    from sabr.files import probe
     from sabr.provenance import provenance
+    from sabr.specs import CertificationSpec, read_spec
 
     chosen = _use(threads, device)
-    network, asked, about = _question(model, specification)
+    asked = read_spec(CertificationSpec, specification)
+    network, about = _network(model, asked, folder)
+    probe(output)
     if not first < last <= asked.images:
         raise SabrError(f"--first {first} --last {last} is no part of the {asked.images} images of {specification}")
     known, attack_about = verdicts.read(attacked, verdicts.ATTACK_COLUMNS)
-    _refuse_other(attacked, attack_about, about)
+    _refuse_other(attacked, attack_about, about | {"attack": asked.attack_spec.model_dump(mode="json")})
+    about["certification"] = asked.model_dump(mode="json")
     started = time.perf_counter()
-    images, _ = _test_images(asked.dataset, folder, first, last, chosen)
+    images, labels = _test_images(asked.dataset, folder, first, last, chosen)
     part = known.iloc[first:last].reset_index(drop=True)
+    if part["index"].tolist() != list(range(first, last)) or part["label"].tolist() != labels.tolist():
+        raise SabrError(f"{attacked} is not about test images {first} to {last - 1} of {asked.dataset}; run again")
     table = cascade.certify(network.to(chosen), images, part, asked, _say)
     verdicts.refuse_contradictions(table, str(model))
     about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
@@ -265,9 +284,10 @@ def figure(
 
     from sabr.report import figures, records, style
 
-    if not source.is_file():
-        raise SabrError(f"cannot read {source}: there is no such file")
-    data = records.read(source) if name in ("accuracies", "lambda-sweep") else pd.read_csv(source)
+    try:
+        data = records.read(source) if name in ("accuracies", "lambda-sweep") else pd.read_csv(source)
+    except (OSError, ValueError) as error:
+        raise SabrError(f"cannot read {source}: {error}") from error
     if methods:
         data = data[data["method"].isin(methods)]
     draw = {
@@ -277,21 +297,24 @@ def figure(
         "box-growth": figures.box_growth,
         "small-box": figures.small_box,
     }[name]
-    drawn = draw(data, title, style.read(style_file))
+    try:
+        drawn = draw(data, title, style.read(style_file))
+    except KeyError as error:
+        raise SabrError(f"{source} is no table for the figure {name}: it has no column {error}") from error
     for path in outputs:
         style.save(drawn, path)
 
 
-def _question(model: Path, specification: Path) -> "tuple[Network, CertificationSpec, dict[str, Any]]":
-    """Read a network and what is asked of it; also what the answers must say of both."""
+def _network(model: Path, asked: "Attacked", folder: Path) -> "tuple[Network, dict[str, Any]]":
+    """Read a network, and what results on it must say of where they come from."""
+    from sabr.data.datasets import fingerprint
     from sabr.networks import checkpoints
-    from sabr.specs import CertificationSpec, read_spec
 
-    asked = read_spec(CertificationSpec, specification)
     network, sidecar = checkpoints.load(model)
     if sidecar["dataset"] != asked.dataset:
-        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {specification} asks for {asked.dataset}")
-    return network, asked, {"model_sha256": sidecar["sha256"], "certification": asked.model_dump(mode="json")}
+        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {asked.dataset} is to be attacked")
+    data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test")
+    return network, {"model_sha256": sidecar["sha256"], "data_sha256": data_sha256}
 
 
 def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -316,6 +339,9 @@ def _use(threads: int, device: str) -> "torch.device":
     import torch
 
     torch.set_num_threads(threads)
+    # On GPUs, 10-bit mantissas would make proofs and trained weights less than float32 ones.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -169,6 +169,8 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
     for layer, keys in ((base, {"methods"}), (scale, _SCALE_KEYS | {"title"}), (overrides, _SCALE_KEYS)):
         layer.check_keys(keys)
 
+    for layer in (scale, overrides):
+        layer.check_names(base, folder)
     run = _merged(Run, scale.file, {}, [scale.part("run"), overrides.part("run")])
     settings = {name: _read_setting(folder, name) for name in run.settings}
     if run.lambda_sweep is not None and run.lambda_sweep.setting not in settings:
@@ -191,7 +193,24 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
             for seed in run.seeds:
                 added = row(chosen.setting, chosen.method, seed, {"lambda_ratio": value})
                 sweep.append(known.get((added.setting, added.training), added))
-    return Plan(top, str(scale.content.get("title", top.scale)), run, tuple(main), tuple(sweep))
+    paths: dict[str, Row] = {}
+    for found in (*main, *sweep):
+        if paths.setdefault(found.path, found) != found:
+            raise SabrError(f"{found.path} would hold two different networks; rename one of the methods")
+    return Plan(top, _title(str(scale.content.get("title", top.scale)), main), run, tuple(main), tuple(sweep))
+
+
+def _title(scale: str, rows: list[Row]) -> str:
+    """Say the scale in words, with what was really trained and certified."""
+
+    def words(values: set[int | None]) -> str:
+        return " / ".join("all" if value is None else f"{value:,}" for value in sorted(values, key=lambda v: v or 0))
+
+    networks = "/".join(sorted({row.training.architecture for row in rows}))
+    trained = words({row.training.train_images for row in rows})
+    epochs = words({row.training.epochs for row in rows})
+    tested = words({row.certification.images for row in rows})
+    return f"{scale}: {networks}, {trained} training images, {epochs} epochs, first {tested} test images"
 
 
 _SCALE_KEYS = {"run", "training", "certification", "methods", "settings"}
@@ -238,6 +257,14 @@ class _Layer:
             if key not in allowed:
                 raise SabrError(f"{self.file}: {self.prefix}{key}: unknown key; allowed: {', '.join(sorted(allowed))}")
 
+    def check_names(self, base: "_Layer", folder: Path) -> None:
+        """Refuse methods and settings that nothing else speaks of; an objective makes a method a new one."""
+        known = set(base.part("methods").content)
+        self.part("settings").check_keys({path.stem for path in (folder / "settings").glob("*.yaml")})
+        for layer in (self, *(self.setting(name) for name in self.part("settings").content)):
+            methods = layer.part("methods")
+            methods.check_keys(known | {name for name in methods.content if "objective" in methods.part(name).content})
+
 
 def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer], sweep: dict[str, Any] | None) -> Row:
     methods = [layer.part("methods").part(method) for layer in layers]
@@ -253,12 +280,13 @@ def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer]
         )
     dataset = {"dataset": own.content.get("dataset")}
     where = f"setting {setting}, method {method}"
+    for layer in layers:
+        layer.part("training").check_keys(set(Training.model_fields) - {"dataset"})
+        layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
     spec = _merged(METHODS[objective], where, {}, methods)
     training = _merged(Training, where, dataset, [layer.part("training") for layer in layers])
     tested = {**dataset, "eps": own.content.get("eps"), "seed": 0}
     certification = _merged(Certification, where, tested, [layer.part("certification") for layer in layers])
-    if training.dataset != certification.dataset:
-        raise SabrError(f"{where}: trained on {training.dataset} but certified on {certification.dataset}")
     return Row(
         setting,
         name,

@@ -42,6 +42,22 @@ def atomic(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def probe(path: Path) -> None:
+    """Make sure, before long work, that `path` could be written.
+
+    Raises
+    ------
+    SabrError
+        When its folder cannot be written to.
+    """
+    with contextlib.suppress(_ProbedError), atomic(path):
+        raise _ProbedError
+
+
+class _ProbedError(Exception):
+    pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(path) as temporary:

@@ -1,4 +1,4 @@
-"""The vocabulary of the paper: which datasets there are, and what their images look like."""
+"""The vocabulary of the paper: which datasets and networks there are, before anything is read or built."""
 
 from dataclasses import dataclass
 
@@ -75,4 +75,37 @@ DATASETS = {
             flip=True,
         ),
     )
+}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of an architecture: output channels and square kernel, stride and zero padding in pixels."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Convolutions, then hidden linear layers by width, all with batch norm and ReLU; a linear layer ends it."""
+
+    convolutions: tuple[Convolution, ...]
+    hidden: tuple[int, ...]
+
+
+def _cnn7(channels: tuple[int, int, int, int, int], hidden: int) -> Architecture:
+    """CNN7 of the paper (appendix C): the third of five 3x3 convolutions has stride 2."""
+    strides = (1, 1, 2, 1, 1)
+    return Architecture(tuple(Convolution(c, stride=s) for c, s in zip(channels, strides, strict=True)), (hidden,))
+
+
+ARCHITECTURES = {
+    "cnn7": _cnn7((64, 64, 128, 128, 128), 512),
+    "cnn7-narrow": _cnn7((32, 32, 64, 64, 64), 216),
+    "cnn7-wide": _cnn7((96, 96, 192, 192, 192), 512),
+    "cnn-small": Architecture((Convolution(16, 4, 2), Convolution(32, 4, 2)), (100,)),
+    "cnn-tiny": Architecture((Convolution(8, 4, 2), Convolution(8, 4, 2)), (32,)),
 }

@@ -20,7 +20,7 @@ from pydantic import (
 
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.settings import DATASETS
+from sabr.settings import ARCHITECTURES, DATASETS
 
 # Raise one of these when a change of the code changes its results: everything made by the older code is then redone.
 TRAINING_REVISION = 1
@@ -54,6 +54,23 @@ def _known_dataset(name: str) -> str:
     if name not in DATASETS:
         raise ValueError(f"{name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
     return name
+
+
+def _known_architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"{name!r} is not an architecture; allowed: {', '.join(ARCHITECTURES)}")
+    return name
+
+
+def _of_this_code(current: int) -> AfterValidator:
+    def check(revision: int) -> int:
+        if revision != current:
+            raise ValueError(
+                f"{revision} was written for other code, whose results differ ({current} here); write it anew"
+            )
+        return revision
+
+    return AfterValidator(check)
 
 
 Eps = Annotated[float, BeforeValidator(parse_eps)]
@@ -137,7 +154,7 @@ class Training(Strict):
 
     dataset: DatasetName
     eps: Eps
-    architecture: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    architecture: Annotated[str, AfterValidator(_known_architecture)]
     train_images: PositiveInt | None
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -151,11 +168,19 @@ class Training(Strict):
     def _fits(self) -> "Training":
         if self.ramp_end <= self.ramp_start:
             raise ValueError(f"ramp_end ({self.ramp_end}) must come after ramp_start ({self.ramp_start})")
+        late = [epoch for epoch in (self.ramp_end, *self.learning_rate_drops) if epoch > self.epochs]
+        if late:
+            raise ValueError(
+                f"ramp_end and learning_rate_drops must lie within epochs ({self.epochs}), unlike {late[0]}"
+            )
         available = DATASETS[self.dataset].train_images
         if self.train_images is not None and self.train_images > available:
             raise ValueError(f"train_images is {self.train_images}, but {self.dataset} has {available}")
         if (self.train_images or available) < self.batch_size:
             raise ValueError(f"batch_size ({self.batch_size}) is larger than train_images ({self.train_images})")
+        steps = (self.train_images or available) // self.batch_size
+        if steps * (self.ramp_end - self.ramp_start) < 4:
+            raise ValueError(f"the ramp from epoch {self.ramp_start} to {self.ramp_end} has fewer than 4 steps")
         return self
 
 
@@ -164,26 +189,41 @@ class TrainingSpec(Training):
 
     method: AnyMethod
     seed: NonNegativeInt
-    revision: int = TRAINING_REVISION
+    revision: Annotated[int, _of_this_code(TRAINING_REVISION)] = TRAINING_REVISION
 
 
-class Certification(Strict):
-    """How to attack and certify the first `images` test images."""
+class Attacked(Strict):
+    """How to attack the first `images` test images."""
 
     dataset: DatasetName
     eps: Eps
     images: PositiveInt
     attack: StrongAttack
-    stages: tuple[Literal["interval", "crown-ibp", "crown", "alpha-crown"], ...] = Field(min_length=1)
     batch_size: PositiveInt
-    alpha_iterations: PositiveInt
     seed: NonNegativeInt
 
     @model_validator(mode="after")
-    def _fits(self) -> "Certification":
+    def _there_are_as_many(self) -> "Attacked":
         available = DATASETS[self.dataset].test_images
         if self.images > available:
             raise ValueError(f"images is {self.images}, but {self.dataset} has {available} test images")
+        return self
+
+
+class AttackSpec(Attacked):
+    """The attack on one network."""
+
+    revision: Annotated[int, _of_this_code(CERTIFICATION_REVISION)] = CERTIFICATION_REVISION
+
+
+class Certification(Attacked):
+    """How to attack and certify them."""
+
+    stages: tuple[Literal["interval", "crown-ibp", "crown", "alpha-crown"], ...] = Field(min_length=1)
+    alpha_iterations: PositiveInt
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Certification":
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
             raise ValueError(f"stages must be given once each, in this order: {', '.join(STAGES)}")
         return self
@@ -192,10 +232,15 @@ class Certification(Strict):
 class CertificationSpec(Certification):
     """The verdicts to reach for one network."""
 
-    revision: int = CERTIFICATION_REVISION
+    revision: Annotated[int, _of_this_code(CERTIFICATION_REVISION)] = CERTIFICATION_REVISION
+
+    @property
+    def attack_spec(self) -> AttackSpec:
+        """The part of it that the attack depends on."""
+        return AttackSpec.model_validate(self.model_dump(include=set(AttackSpec.model_fields)))
 
 
-SpecT = TypeVar("SpecT", TrainingSpec, CertificationSpec)
+SpecT = TypeVar("SpecT", TrainingSpec, AttackSpec, CertificationSpec)
 
 
 def read_spec(kind: type[SpecT], path: Path) -> SpecT:

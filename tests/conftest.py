@@ -8,8 +8,8 @@ import torch
 
 from sabr.data.datasets import load, prepare
 from sabr.networks.affine import clean_pass, folded_steps
-from sabr.networks.architectures import ARCHITECTURES, build
-from sabr.settings import DATASETS
+from sabr.networks.architectures import build
+from sabr.settings import ARCHITECTURES, DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,9 +21,9 @@ def model(tmp_path, small_network, row):
     network, _ = small_network()
     path = tmp_path / "model.pt"
     checkpoints.save(network, path, architecture="cnn-tiny", dataset="mnist", about={})
-    spec = tmp_path / "certification.json"
-    spec.write_text(row.certification.model_dump_json())
-    return path, spec
+    (tmp_path / "attack.json").write_text(row.certification.attack_spec.model_dump_json())
+    (tmp_path / "certification.json").write_text(row.certification.model_dump_json())
+    return path, tmp_path / "attack.json", tmp_path / "certification.json"
 
 
 def refused(done, *words):
@@ -77,37 +77,76 @@ def test_training_needs_data(sabr_command, tmp_path, row):
 
 
 def test_other_datasets_and_runs_are_refused(sabr_command, tmp_path, model, mnist_folder, row):
-    path, spec = model
-    other = row.certification.model_dump(mode="json") | {"dataset": "cifar10"}
+    path, attack, spec = model
+    other = row.certification.attack_spec.model_dump(mode="json") | {"dataset": "cifar10"}
     (tmp_path / "other.json").write_text(json.dumps(other))
     done = sabr_command("attack", path, "--spec", tmp_path / "other.json", "-o", tmp_path / "a.csv")
-    refused(done, "was trained on mnist, but", "asks for cifar10")
+    refused(done, "was trained on mnist, but cifar10 is to be attacked")
 
-    attacked = tmp_path / "attack.csv"
-    done = sabr_command("attack", path, "--spec", spec, "-o", attacked, "--data", mnist_folder)
+    attacked = tmp_path / "attacked.csv"
+    done = sabr_command("attack", path, "--spec", attack, "-o", attacked, "--data", mnist_folder)
     assert done.returncode == 0, done.stderr
     certify = ("certify", path, "--attack", attacked, "-o", tmp_path / "s.csv", "--data", mnist_folder)
     stronger = row.certification.model_dump(mode="json") | {"eps": 0.2}
     (tmp_path / "stronger.json").write_text(json.dumps(stronger))
     done = sabr_command(*certify, "--spec", tmp_path / "stronger.json", "--first", 0, "--last", 4)
-    refused(done, "attack.csv belongs to another run: certification.eps (0.2 here, 0.1 there)")
+    refused(done, "attacked.csv belongs to another run: attack.eps (0.2 here, 0.1 there)")
     refused(sabr_command(*certify, "--spec", spec, "--first", 20, "--last", 30), "is no part of the 24 images")
 
     assert sabr_command(*certify, "--spec", spec, "--first", 0, "--last", 4).returncode == 0
     table, about = verdicts.read(tmp_path / "s.csv", verdicts.COLUMNS)
     assert len(table) == 4
     assert about["provenance"]["machine"]["threads"] == 1
+    assert (
+        about["data_sha256"] == json.loads((mnist_folder / "mnist" / "source.json").read_text())["prepared"]["test.pt"]
+    )
+
+    lines = attacked.read_text().splitlines()
+    attacked.write_text("\n".join([lines[0], *lines[2:], lines[1]]) + "\n")
+    refused(sabr_command(*certify, "--spec", spec, "--first", 0, "--last", 4), "does not belong to attacked.json")
 
 
 def test_unknown_devices_are_told(sabr_command, model, tmp_path):
-    path, spec = model
-    done = sabr_command("attack", path, "--spec", spec, "-o", tmp_path / "a.csv", "--device", "abacus")
+    path, attack, _ = model
+    done = sabr_command("attack", path, "--spec", attack, "-o", tmp_path / "a.csv", "--device", "abacus")
     refused(done, "--device abacus cannot be used here")
 
 
 def test_tables_of_other_kinds_are_told(sabr_command, tmp_path):
     done = sabr_command("figure", "accuracies", tmp_path / "none.csv", "--title", "t", "-o", tmp_path / "a.png")
     refused(done, "none.csv")
+
+
+def test_a_table_that_is_none_is_told(sabr_command, tmp_path):
+    (tmp_path / "words.csv").write_text("a,b\n1,2\n")
+    figure = ("figure", "box-growth", tmp_path / "words.csv", "--title", "t", "-o", tmp_path / "a.png")
+    refused(sabr_command(*figure), "words.csv is no table for the figure box-growth")
+    (tmp_path / "words.csv").write_text("a\n1,2,3\n4\n5,6,7,8\n")
+    refused(sabr_command(*figure), "cannot read")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(sabr_command, tmp_path, row, mnist_folder):
+    (tmp_path / "run.json").write_text(row.training.model_dump_json())
+    (tmp_path / "file").write_text("")
+    output = ("-o", tmp_path / "file" / "m.pt", "--history", tmp_path / "h.csv", "--data", mnist_folder)
+    told = refused(sabr_command("train", tmp_path / "run.json", *output), "choose a folder that can be written to")
+    assert "epoch" not in told
+
+
+def test_specifications_of_older_code_are_refused(sabr_command, tmp_path, row):
+    old = row.training.model_dump(mode="json") | {"revision": 0}
+    done = sabr_command("spec", "training", json.dumps(old), "-o", tmp_path / "run.json")
+    refused(done, "revision: 0 was written for other code")
+
+
+def test_tensor_cores_do_not_shorten_mantissas():
+    import torch
+
+    from sabr.cli import _use
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    _use(1, "cpu")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_light_commands_do_not_import_torch(sabr_command, tmp_path):

@@ -59,6 +59,18 @@ def test_a_sweep_uses_main_rows_again():
     assert resolved.sweep[0].training.method.lambda_ratio == 0.1
 
 
+def test_two_networks_never_share_a_folder():
+    from_sweep = {"objective": "sabr", "initialisation": "intervals", "warmup_weight": 0, "lambda_ratio": 0.3}
+    method = from_sweep | {"l1": 0, "relu_shrinkage": None, "attack": {"steps": [{"count": 1, "size": 1}]}}
+    with pytest.raises(SabrError, match="sabr-lambda-0.1/seed-1 would hold two different networks"):
+        plan(methods={"sabr-lambda-0.1": method}, run={"methods": ["sabr", "sabr-lambda-0.1"]})
+
+
+def test_the_title_says_what_is_run():
+    assert "512 training images, 3 epochs, first 24 test images" in plan().title
+    assert "first 10 test images" in plan(certification={"images": 10}).title
+
+
 def test_shards_cover_every_image_once():
     row = plan(certification={"images": 25}).main[0]
     assert row.shards(12) == [(0, 12), (12, 24), (24, 25)]
@@ -71,11 +83,22 @@ def test_shards_cover_every_image_once():
         ({"colour": 1}, "config/config.yaml: colour: unknown key; allowed: scale, results, data, overrides"),
         ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
-        ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: dataset, eps"),
+        ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: architecture"),
         ({"overrides": {"training": {"eps": 8}}}, "overrides: training.eps: 8 is not in (0, 1]; pixels run"),
         ({"overrides": {"methods": {"sabr": {"lambda_ratio": 1.5}}}}, "overrides: methods.sabr.lambda_ratio: 1.5"),
         ({"overrides": {"methods": {"sabr": {"lambda_ratio": 0}}}}, "overrides: methods.sabr.lambda_ratio: 0"),
-        ({"overrides": {"training": {"dataset": "svhn"}}}, "'svhn' is not a dataset; allowed: mnist, cifar10"),
+        ({"overrides": {"training": {"dataset": "svhn"}}}, "overrides: training.dataset: unknown key; allowed"),
+        ({"overrides": {"training": {"architecture": "cnn-smal"}}}, "'cnn-smal' is not an architecture; allowed: cnn7"),
+        ({"overrides": {"training": {"epochs": 2}}}, "must lie within epochs (2), unlike 3"),
+        (
+            {"overrides": {"training": {"train_images": 64, "ramp_start": 1}}},
+            "from epoch 1 to 3 has fewer than 4 steps",
+        ),
+        (
+            {"overrides": {"methods": {"sbar": {"lambda_ratio": 0.2}}}},
+            "overrides: methods.sbar: unknown key; allowed: ibp",
+        ),
+        ({"overrides": {"settings": {"mnist-eps-0.33": {}}}}, "overrides: settings.mnist-eps-0.33: unknown key"),
         ({"overrides": {"run": {"settings": ["svhn-eps-0.1"]}}}, "'svhn-eps-0.1' is not known; allowed: cifar10-eps"),
         ({"overrides": {"run": {"methods": ["x; touch y"]}}}, "run.methods.0: 'x; touch y' is not allowed"),
         ({"overrides": {"run": {"methods": ["colt"]}}}, "'colt' has no known objective; allowed methods: standard"),
@@ -84,7 +107,11 @@ def test_shards_cover_every_image_once():
         ({"overrides": {"training": {"train_images": 10}}}, "batch_size (64) is larger than train_images (10)"),
         ({"overrides": {"methods": 3}}, "config/config.yaml: overrides: methods: 3 is not allowed"),
         ({"overrides": {"methds": {}}}, "config/config.yaml: overrides: methds: unknown key; allowed"),
-        ({"overrides": {"certification": {"eps": "8/0"}}}, "certification.eps: '8/0' is not a radius"),
+        ({"overrides": {"training": {"eps": "8/0"}}}, "training.eps: '8/0' is not a radius"),
+        (
+            {"overrides": {"certification": {"eps": 0.2}}},
+            "overrides: certification.eps: unknown key; allowed: alpha_it",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_sentence_with_their_place(changes, told):

@@ -104,11 +104,16 @@ class BoundedNetwork:
 
         Slopes of the inner bounds too would cost a hundred times more here, for little.
         """
-        _, _, inner = self._module.init_slope(**question, c=specification)
-        self._module.init_slope(**question, c=specification, intermediate_layer_bounds=inner)
+        module = self._module
+        # Both names were changed after release 0.3.
+        initialise = getattr(module, "init_alpha", None) or module.init_slope
+        renamed = "interm_bounds" in inspect.signature(module.compute_bounds).parameters
+        given = "interm_bounds" if renamed else "intermediate_layer_bounds"
+        _, _, inner = initialise(**question, c=specification)
+        initialise(**question, c=specification, **{given: inner})
         with _InclusiveClamp():
-            bound, _ = self._module.compute_bounds(
-                **question, C=specification, method=METHODS["alpha-crown"], intermediate_layer_bounds=inner
+            bound, _ = module.compute_bounds(
+                **question, C=specification, method=METHODS["alpha-crown"], **{given: inner}
             )
         return bound.detach()  # type: ignore[no-any-return]
 

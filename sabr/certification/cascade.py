@@ -14,14 +14,14 @@ from sabr.bounds.boxes import ball
 from sabr.networks.affine import Step, folded_steps
 from sabr.networks.architectures import Network
 from sabr.provenance import child_seed
-from sabr.specs import CertificationSpec
+from sabr.specs import AttackSpec, CertificationSpec
 
 # Stages cheap enough to put refuted images through as well: a proof among them would show an unsound bound.
 _CONTROLLED = ("interval", "crown-ibp")
 
 
 def attack(
-    network: Network, images: Tensor, labels: Tensor, spec: CertificationSpec, report: Callable[[str], None]
+    network: Network, images: Tensor, labels: Tensor, spec: AttackSpec, report: Callable[[str], None]
 ) -> tuple[pd.DataFrame, Tensor]:
     """Predict and attack images.
 

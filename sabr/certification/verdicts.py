@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sabr.errors import SabrError
-from sabr.files import atomic, read_json, write_json
+from sabr.files import atomic, checksum, read_json, write_json
 
 ATTACK_COLUMNS = {
     "index": "int64",
@@ -25,10 +25,10 @@ COLUMNS = ATTACK_COLUMNS | {
 
 
 def write(table: pd.DataFrame, path: Path, about: dict[str, Any]) -> None:
-    """Write a table as CSV and, last, its sidecar with suffix .json."""
+    """Write a table as CSV and, last, its sidecar with suffix .json, which knows the table's checksum."""
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False)
-    write_json(path.with_suffix(".json"), about)
+    write_json(path.with_suffix(".json"), {**about, "sha256": checksum(path)})
 
 
 def read(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -37,10 +37,12 @@ def read(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, A
     Raises
     ------
     SabrError
-        When either is missing, half-written, or not of that form.
+        When either is missing, half-written, or not of that form, or when the two do not belong together.
     """
     about = read_json(path.with_suffix(".json"))
     try:
+        if not isinstance(about, dict) or about.pop("sha256", None) != checksum(path):
+            raise ValueError(f"it does not belong to {path.with_suffix('.json').name}")
         table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values={"margin_lower_bound": [""]})
     except (OSError, ValueError) as error:
         raise SabrError(f"cannot read {path}: {error}; delete it and run again") from error
@@ -89,8 +91,8 @@ def merge(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     shards = [read(path, COLUMNS) for path in paths]
     common = shards[0][1]
     for path, (_, about) in zip(paths, shards, strict=True):
-        for key in ("model_sha256", "certification"):
-            if about[key] != common[key]:
+        for key in ("model_sha256", "data_sha256", "certification"):
+            if about.get(key) != common.get(key) or key not in about:
                 raise SabrError(f"{path} and {paths[0]} differ in {key}; delete the older of them and run again")
     table = pd.concat([shard for shard, _ in shards]).sort_values("index", ignore_index=True)
     images = common["certification"]["images"]

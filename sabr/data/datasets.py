@@ -16,6 +16,7 @@ from sabr.data.sources import Files, obtain
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json
 from sabr.settings import Dataset
+from sabr.tensors import save_tensors
 
 SplitName = Literal["train", "test"]
 
@@ -55,7 +56,7 @@ def prepare(dataset: Dataset, folder: Path, *, mirror: Path | None) -> None:
     sums = {}
     for name, split in splits.items():
         with atomic(home / f"{name}.pt") as temporary:
-            _save(split, temporary)
+            save_tensors(split._asdict(), temporary)
             sums[f"{name}.pt"] = checksum(temporary)
     write_json(
         home / "source.json",
@@ -92,6 +93,8 @@ def load(dataset: Dataset, folder: Path, split: SplitName) -> Split:
     if not path.is_file() or not (home / "source.json").is_file():
         raise SabrError(f"{path} is not there or not finished; run `sabr data {dataset.name}`")
     try:
+        if checksum(path) != fingerprint(dataset, folder, split):
+            raise SabrError("its checksum is not the recorded one")
         count = read_json(home / "source.json")["images"][split]
         loaded = Split(**torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         shapes = (tuple(loaded.images.shape), tuple(loaded.labels.shape))
@@ -106,12 +109,19 @@ def load(dataset: Dataset, folder: Path, split: SplitName) -> Split:
     return loaded
 
 
-def _save(split: Split, path: Path) -> None:
+def fingerprint(dataset: Dataset, folder: Path, split: SplitName) -> str:
+    """SHA-256 of a prepared split, for results to say what they were made of.
+
+    Raises
+    ------
+    SabrError
+        When the dataset is not prepared.
+    """
+    source = folder / dataset.name / "source.json"
     try:
-        with path.open("wb") as file:  # given the name, torch would write it into the file
-            torch.save(split._asdict(), file)
-    except RuntimeError as error:  # this is how torch reports a full disk
-        raise OSError("not all of it could be written") from error
+        return str(read_json(source)["prepared"][f"{split}.pt"])
+    except (SabrError, TypeError, LookupError) as error:
+        raise SabrError(f"{source} is missing or damaged; run `sabr data {dataset.name}`") from error
 
 
 def _is_whole(home: Path) -> bool:

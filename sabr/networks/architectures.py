@@ -1,44 +1,9 @@
 """Networks by name: convolutions, then linear layers, batch norm after each hidden one, normalisation inside."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from sabr.settings import Dataset
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution of an architecture: output channels and square kernel, stride and zero padding in pixels."""
-
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Convolutions, then hidden linear layers by width, all with batch norm and ReLU; a linear layer ends it."""
-
-    convolutions: tuple[Convolution, ...]
-    hidden: tuple[int, ...]
-
-
-def _cnn7(channels: tuple[int, int, int, int, int], hidden: int) -> Architecture:
-    """CNN7 of the paper (appendix C): the third of five 3x3 convolutions has stride 2."""
-    strides = (1, 1, 2, 1, 1)
-    return Architecture(tuple(Convolution(c, stride=s) for c, s in zip(channels, strides, strict=True)), (hidden,))
-
-
-ARCHITECTURES = {
-    "cnn7": _cnn7((64, 64, 128, 128, 128), 512),
-    "cnn7-narrow": _cnn7((32, 32, 64, 64, 64), 216),
-    "cnn7-wide": _cnn7((96, 96, 192, 192, 192), 512),
-    "cnn-small": Architecture((Convolution(16, 4, 2), Convolution(32, 4, 2)), (100,)),
-    "cnn-tiny": Architecture((Convolution(8, 4, 2), Convolution(8, 4, 2)), (32,)),
-}
+from sabr.settings import Architecture, Dataset
 
 
 class Normalise(nn.Module):
@@ -67,7 +32,7 @@ def build(architecture: Architecture, dataset: Dataset, *, seed: int) -> Network
     Parameters
     ----------
     architecture
-        One of `ARCHITECTURES`, or any other of that form.
+        One of `sabr.settings.ARCHITECTURES`, or any other of that form.
     dataset
         Gives the input shape, the number of classes and the normalisation.
     seed

@@ -8,8 +8,9 @@ import torch
 
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json
-from sabr.networks.architectures import ARCHITECTURES, Network, build
-from sabr.settings import DATASETS
+from sabr.networks.architectures import Network, build
+from sabr.settings import ARCHITECTURES, DATASETS
+from sabr.tensors import save_tensors
 
 
 def save(network: Network, path: Path, *, architecture: str, dataset: str, about: dict[str, Any]) -> None:
@@ -28,7 +29,7 @@ def save(network: Network, path: Path, *, architecture: str, dataset: str, about
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        save_tensors(state, temporary)
     sidecar = {"architecture": architecture, "dataset": dataset, "sha256": checksum(path), **about}
     write_json(path.with_suffix(".json"), sidecar)
 

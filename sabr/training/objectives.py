@@ -118,7 +118,7 @@ def ibp(batch: Batch) -> Objective:
 def sabr(batch: Batch, *, lambda_ratio: float, relu_shrinkage: float | None, step_sizes: list[float]) -> Objective:
     """Worst-case cross-entropy over a small box around an adversarial point (SABR, section 3, equation 4).
 
-    With lambda_ratio = 1 the box is the whole ball wherever the attack ends, so no attack is made.
+    With lambda_ratio = 1 the box is centred and is the whole ball, that is `ibp`: then no attack is made.
     """
     region = ball(batch.images, batch.eps)
     if lambda_ratio < 1:

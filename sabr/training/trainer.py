@@ -11,10 +11,10 @@ from sabr.data.batches import TrainingBatches
 from sabr.data.datasets import Split
 from sabr.errors import SabrError
 from sabr.networks.affine import clean_pass
-from sabr.networks.architectures import ARCHITECTURES, Network, build
+from sabr.networks.architectures import Network, build
 from sabr.networks.initialisation import initialise_for_intervals
 from sabr.provenance import child_seed
-from sabr.settings import DATASETS
+from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.specs import TrainingSpec
 from sabr.training.objectives import Batch, Objective, evaluate
 from sabr.training.regularisers import l1_norm, warmup_regulariser

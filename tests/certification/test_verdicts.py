@@ -21,7 +21,7 @@ def shard(first, last, **changes):
     return pd.DataFrame(columns | changes)
 
 
-ABOUT = {"model_sha256": "abc", "certification": {"images": 5}, "seconds": 2.0}
+ABOUT = {"model_sha256": "abc", "data_sha256": "def", "certification": {"images": 5}, "seconds": 2.0}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_missing_and_repeated_images_are_refused(shards):
         verdicts.merge([shards[0], shards[0]])
 
 
-@pytest.mark.parametrize("key", ["model_sha256", "certification"])
+@pytest.mark.parametrize("key", ["model_sha256", "data_sha256", "certification"])
 def test_shards_of_different_runs_are_refused(shards, key):
     verdicts.write(shard(0, 3), shards[1], ABOUT | {key: "other"})
     with pytest.raises(SabrError, match=f"differ in {key}"):
@@ -70,6 +70,9 @@ def test_half_written_files_are_refused(shards):
     shards[0].write_text(shards[0].read_text()[:-20])
     with pytest.raises(SabrError, match=r"cannot read .*3-5\.csv"):
         verdicts.merge(shards)
-    shards[0].write_text("index,label\n1,2\n")
+    verdicts.write(pd.DataFrame({"index": [1], "label": [2]}), shards[0], ABOUT)
     with pytest.raises(SabrError, match="has the columns index, label; expected"):
+        verdicts.merge(shards)
+    shards[0].with_suffix(".json").write_text("[]")
+    with pytest.raises(SabrError, match="does not belong to 3-5.json"):
         verdicts.merge(shards)

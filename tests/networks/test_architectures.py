@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from sabr.networks.architectures import ARCHITECTURES, build
+from sabr.networks.architectures import build
 from sabr.networks.initialisation import initialise_for_intervals
-from sabr.settings import DATASETS
+from sabr.settings import ARCHITECTURES, DATASETS
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,15 @@ def test_worst_case_cross_entropy_by_hand():
     assert float(worst_case_cross_entropy(lower)) == pytest.approx(math.log(1 + math.exp(-1) + math.exp(2)), rel=1e-6)
 
 
-def test_lambda_one_is_ibp(batch):
-    whole = sabr(batch, lambda_ratio=1.0, relu_shrinkage=None, step_sizes=STEPS)
-    assert torch.equal(whole.losses, ibp(batch).losses)
+def test_lambda_one_is_ibp(small_network):
+    network, _ = small_network()
+    images = 0.1 + 0.8 * torch.rand(16, 1, 28, 28)  # no border cuts a ball of radius 0.05
+    batch = batch_of(network, images, torch.arange(16) % 10, 0.05)
+    expected = ibp(batch).losses
+    whole = sabr(batch, lambda_ratio=1.0, relu_shrinkage=None, step_sizes=STEPS).losses
+    nearly = sabr(batch, lambda_ratio=1 - 1e-6, relu_shrinkage=None, step_sizes=STEPS).losses  # with an attack
+    assert torch.equal(whole, expected)
+    torch.testing.assert_close(nearly, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_small_lambda_tends_to_pgd(batch):

@@ -75,6 +75,23 @@ def test_another_attack_certifies_again_but_trains_nothing(finished):
     assert len(jobs["attack"]) == len(ROWS) and len(jobs["certify"]) == 2 * len(ROWS)
 
 
+def test_other_bounds_certify_again_but_attack_nothing(finished):
+    jobs = finished.planned(overrides={"certification": {"alpha_iterations": 4}})
+    assert not {"train", "attack"} & jobs.keys()
+    assert len(jobs["certify"]) == 2 * len(ROWS)
+
+
+def test_results_of_another_configuration_are_refused(make_workflow, finished):
+    workflow = make_workflow("copied")
+    shutil.copytree(finished.results, workflow.results)
+    assert workflow.run("--dry-run").returncode == 0
+    done = workflow.run("--cores", "1", overrides={"methods": {"pgd": {"l1": 2e-5}}})
+    assert done.returncode == 1
+    told = done.stdout + done.stderr
+    assert "pgd/seed-1/run.json belongs to another configuration: method.l1 (2e-05 here, 1e-05 there)" in told
+    assert "Traceback" not in told
+
+
 def test_a_single_figure_by_its_file_name_trains_nothing_it_does_not_need(make_workflow):
     fresh = make_workflow("fresh")
     jobs = fresh.planned("results/tiny/figures/box-growth.pdf")

@@ -5,7 +5,7 @@ rule attack:
     input:
         model=ancient(f"{ROW}/model.pt"),
         sidecar=f"{ROW}/model.json",
-        spec=f"{SETTING}/certification.json",
+        spec=f"{SETTING}/attack.json",
         data=ancient(f"{DATA}/{{dataset}}/test.pt"),
     output:
         table=f"{ROW}/attack.csv",

@@ -1,13 +1,15 @@
 """Certification, cut into shards of test images that run side by side and are merged."""
 
 
-rule certification_spec:
+rule setting_spec:
     output:
-        f"{SETTING}/certification.json",
+        f"{SETTING}/{{kind}}.json",
     log:
-        f"{SETTING}/logs/certification.log",
+        f"{SETTING}/logs/{{kind}}.log",
     benchmark:
-        f"{SETTING}/logs/certification.tsv"
+        f"{SETTING}/logs/{{kind}}.tsv"
+    wildcard_constraints:
+        kind="attack|certification",
     conda:
         REPORT_ENV
     threads: 1
@@ -16,9 +18,10 @@ rule certification_spec:
         runtime=5,
         gpu=0,
     params:
-        json=lambda wildcards: setting_of(wildcards).certification.model_dump_json(),
+        kind="{kind}",
+        json=lambda wildcards: setting_of(wildcards)[wildcards.kind].model_dump_json(),
     shell:
-        "sabr spec certification {params.json:q} --output {output:q} &> {log:q}"
+        "sabr spec {params.kind:q} {params.json:q} --output {output:q} &> {log:q}"
 
 
 rule certify:
@@ -27,6 +30,7 @@ rule certify:
         sidecar=f"{ROW}/model.json",
         spec=f"{SETTING}/certification.json",
         attack=f"{ROW}/attack.csv",
+        attack_sidecar=f"{ROW}/attack.json",
         data=ancient(f"{DATA}/{{dataset}}/test.pt"),
     output:
         table=f"{ROW}/shards/{{first}}-{{last}}.csv",
@@ -53,10 +57,8 @@ rule certify:
 
 rule merge:
     input:
-        lambda wildcards: [
-            f"{RESULTS}/{row_of(wildcards).path}/shards/{first}-{last}.csv"
-            for first, last in row_of(wildcards).shards(PLAN.run.shard_size)
-        ],
+        tables=shards_of("csv"),
+        sidecars=shards_of("json"),
     output:
         table=f"{ROW}/verdicts.csv",
         sidecar=f"{ROW}/verdicts.json",
@@ -72,4 +74,4 @@ rule merge:
         runtime=10,
         gpu=0,
     shell:
-        "sabr merge {input:q} --output {output.table:q} &> {log:q}"
+        "sabr merge {input.tables:q} --output {output.table:q} &> {log:q}"

@@ -1,11 +1,15 @@
 """What to run, as Snakemake sees it: the validated plan, path patterns, targets."""
 
+from base64 import urlsafe_b64encode
 from pathlib import Path
+from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
 from sabr.config import resolve
 from sabr.errors import SabrError
+from sabr.files import read_json
+from sabr.specs import differing_keys
 
 try:
     PLAN = resolve(config, Path(workflow.basedir) / "config")
@@ -18,8 +22,52 @@ ROW = f"{SETTING}/{{method}}/seed-{{seed}}"
 DATA = PLAN.config.data.folder
 CONFIG = f"{workflow.basedir}/config"
 JOB = PLAN.run.job
+SETTINGS = {
+    row.setting_path: {
+        "attack": row.certification.attack_spec,
+        "certification": row.certification,
+    }
+    for row in PLAN.rows.values()
+}
+if PLAN.config.data.mirror:
+    # Not a parameter of the rule: another mirror gives the same files.
+    shell.prefix(f"export SABR_MIRROR={quote(PLAN.config.data.mirror)}; ")
 ENV = "../../envs/run.yaml"
 REPORT_ENV = "../../envs/report.yaml"
+
+
+def refuse_foreign_results():
+    """Stop at a specification of another configuration that Snakemake has no record of, and so would not make again.
+
+    Such files come with results that were copied here, or stay behind when `.snakemake` is deleted.
+    """
+    asked = {
+        f"{RESULTS}/{path}/run.json": row.training for path, row in PLAN.rows.items()
+    }
+    asked |= {
+        f"{RESULTS}/{path}/{kind}.json": spec
+        for path, specs in SETTINGS.items()
+        for kind, spec in specs.items()
+    }
+    for file, spec in asked.items():
+        recorded = (
+            Path(".snakemake/metadata") / urlsafe_b64encode(file.encode()).decode()
+        )
+        if Path(file).is_file() and not recorded.exists():
+            different = differing_keys(
+                spec.model_dump(mode="json"), read_json(Path(file))
+            )
+            if different:
+                raise SabrError(
+                    f"{file} belongs to another configuration: {different[0]}; delete {Path(file).parent}, "
+                    "or choose another folder for `results`"
+                )
+
+
+try:
+    refuse_foreign_results()
+except SabrError as error:
+    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
@@ -44,12 +92,24 @@ def row_of(wildcards):
 
 
 def setting_of(wildcards):
-    """Any row of the setting that the wildcards name; all are certified alike."""
+    """How all networks of the setting that the wildcards name are attacked and certified."""
     path = f"{wildcards.dataset}/{wildcards.eps}"
-    rows = [row for row in PLAN.rows.values() if row.setting_path == path]
-    if not rows:
+    if path not in SETTINGS:
         raise WorkflowError(f"{path} is not part of this configuration")
-    return rows[0]
+    return SETTINGS[path]
+
+
+def shards_of(suffix):
+    """An input function: the files of all shards of a row."""
+
+    def files(wildcards):
+        row = row_of(wildcards)
+        return [
+            f"{RESULTS}/{row.path}/shards/{first}-{last}.{suffix}"
+            for first, last in row.shards(PLAN.run.shard_size)
+        ]
+
+    return files
 
 
 def of_each_row(name):

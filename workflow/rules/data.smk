@@ -24,4 +24,4 @@ rule data:
             [f"--mirror={PLAN.config.data.mirror}"] if PLAN.config.data.mirror else []
         ),
     shell:
-        "sabr data {params.dataset:q} --data {params.folder:q} {params.mirror:q} &> {log:q}"
+        "sabr data {params.dataset:q} --data {params.folder:q} &> {log:q}"
