@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from sabr.training.trainer import EpochMetrics
 from sabr.training.trainer import Progress as Step
@@ -18,23 +20,25 @@ def progress(name: str, epochs: int) -> Iterator[Callable[[Step], None]]:
     if not console.is_terminal:
         yield lambda step: _line(name, epochs, step.metrics)
         return
-    columns = (
+    bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("steps, left:"),
         TimeRemainingColumn(),
+        console=console,
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=None, state="")
+    words = Text()
+    task = bar.add_task(name, total=None)
+    with Live(Group(bar, words), console=console, refresh_per_second=4):
         last = ""
 
         def report(step: Step) -> None:
             nonlocal last
             if step.metrics is not None:
-                last = " " + _words(step.metrics)
-            state = f"epoch {step.epoch}/{epochs} eps {step.eps:.4f}{last}"
-            bar.update(task, completed=step.step, total=step.steps, state=state)
+                last = ", last epoch: " + _words(step.metrics)
+            bar.update(task, completed=step.step, total=step.steps)
+            words.plain = f"epoch {step.epoch}/{epochs}, eps {step.eps:.4f}{last}"
 
         yield report
 
