@@ -150,6 +150,25 @@ def test_unknown_targets_and_mistakes_are_told(finished):
     assert "mnist/eps-0.3/sabr/seed-1 is not part of this configuration" in foreign.stderr + foreign.stdout
 
 
+def test_the_configured_mirror_is_asked_first_whatever_its_name(make_workflow, tmp_path, monkeypatch):
+    dead = "http://127.0.0.1:9"
+    for name in ("PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, dead)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("SABR_MIRROR", raising=False)
+    workflow = make_workflow("mirrored")
+    mirror = tmp_path / "it's a mirror; touch x"
+    mirror.mkdir()
+    (mirror / "train-images-idx3-ubyte").write_bytes(b"not MNIST")
+    places = {"folder": str(tmp_path / "data"), "mirror": str(mirror)}
+    done = workflow.run("--cores", "1", str(tmp_path / "data" / "mnist" / "source.json"), data=places)
+    assert done.returncode == 1
+    told = done.stdout + done.stderr
+    assert f"mirror {mirror}: train-images-idx3-ubyte is truncated, corrupted or a different file" in told
+    assert "SABR_MIRROR" in told
+    assert not (workflow.folder / "x").exists()
+
+
 def test_killed_and_started_again_the_verdicts_are_the_same(make_workflow, finished):
     workflow = make_workflow("killed")
     command = [str(part) for part in workflow.command("--cores", "2")]
