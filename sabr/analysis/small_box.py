@@ -1,7 +1,6 @@
 """A whole ball and a small box through a small network with two inputs, exactly and by intervals (paper, section 3)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from sabr.attacks.pgd import pgd
 from sabr.bounds.boxes import Box, ball, small_box
 from sabr.bounds.interval import propagate
-from sabr.files import write_text
 from sabr.networks.affine import LinearStep, ReLUStep, Step, forward
 
 # How many steps have been taken at each of the layers that are shown.
@@ -92,11 +90,6 @@ def study(
             tables.append(_points(layer, "image", "clean", forward(first, centre)))
             tables.append(_points(layer, "image", "adversarial", forward(first, adversarial)))
     return pd.concat(tables, ignore_index=True)
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write what `study` returns as CSV, for plotting without torch."""
-    write_text(path, table.to_csv(index=False))
 
 
 def _grid(box: Box, resolution: int) -> Tensor:

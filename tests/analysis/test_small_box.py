@@ -70,6 +70,6 @@ def test_by_hand() -> None:
 
 
 def test_round_trip(example: pd.DataFrame, tmp_path: Path) -> None:
-    small_box.write(example, tmp_path / "small_box.csv")
+    example.to_csv(tmp_path / "small_box.csv", index=False)
     back = pd.read_csv(tmp_path / "small_box.csv")
     pd.testing.assert_frame_equal(back, example, check_dtype=False)
