@@ -21,7 +21,7 @@ from sabr.bounds.interval import margin_bounds
 from sabr.networks.affine import ScaleStep, clean_pass, folded_steps, forward
 from sabr.networks.architectures import Network, build
 from sabr.settings import DATASETS, Architecture, Convolution
-from sabr.training.objectives import worst_case_cross_entropy
+from sabr.training.methods.base import worst_case_cross_entropy
 from sabr.training.regularisers import l1_norm, warmup_regulariser
 from sabr.training.schedules import EpsRamp
 

@@ -16,7 +16,8 @@ from sabr.networks.initialisation import initialise_for_intervals
 from sabr.provenance import child_seed
 from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.specs import TrainingSpec
-from sabr.training.objectives import Batch, Objective, evaluate
+from sabr.training.methods.base import Batch, Objective
+from sabr.training.objectives import evaluate
 from sabr.training.regularisers import l1_norm, warmup_regulariser
 from sabr.training.schedules import EpsRamp, learning_rate
 

@@ -8,7 +8,10 @@ from sabr.bounds.boxes import Box
 from sabr.networks.affine import clean_pass
 from sabr.networks.architectures import Network
 from sabr.specs import IBP
-from sabr.training.objectives import Batch, evaluate, ibp, pgd, sabr, worst_case_cross_entropy
+from sabr.training.methods.base import Batch, worst_case_cross_entropy
+from sabr.training.methods.boxes import ibp, sabr
+from sabr.training.methods.plain import pgd
+from sabr.training.objectives import evaluate
 from sabr.training.regularisers import l1_norm, warmup_regulariser
 
 STEPS = [0.5] * 4 + [0.05] * 3 + [0.005]
