@@ -93,6 +93,7 @@ def train(
 
     import pandas as pd
 
+    from sabr import machine
     from sabr.data.datasets import fingerprint, load
     from sabr.files import atomic, probe
     from sabr.networks import checkpoints
@@ -101,7 +102,7 @@ def train(
     from sabr.training.progress import progress
     from sabr.training.trainer import train as train_network
 
-    chosen = _use(threads, device)
+    chosen = machine.use(threads, device)
     asked = read_spec(TrainingSpec, specification)
     for path in (output, history):
         probe(path)
@@ -134,12 +135,13 @@ def attack(
     """Attack the first test images with a strong PGD."""
     import time
 
+    from sabr import machine
     from sabr.certification import cascade, verdicts
     from sabr.files import probe
     from sabr.provenance import provenance
     from sabr.specs import AttackSpec, read_spec
 
-    chosen = _use(threads, device)
+    chosen = machine.use(threads, device)
     asked = read_spec(AttackSpec, specification)
     network, about = _network(model, asked, folder)
     about["attack"] = asked.model_dump(mode="json")
@@ -166,12 +168,13 @@ def certify(
     """Certify a shard of test images."""
     import time
 
+    from sabr import machine
     from sabr.certification import cascade, verdicts
     from sabr.files import probe
     from sabr.provenance import provenance
     from sabr.specs import CertificationSpec, read_spec
 
-    chosen = _use(threads, device)
+    chosen = machine.use(threads, device)
     asked = read_spec(CertificationSpec, specification)
     network, about = _network(model, asked, folder)
     probe(output)
@@ -332,24 +335,6 @@ def _test_images(dataset: str, folder: Path, first: int, last: int, device: "tor
 
     split = load(DATASETS[dataset], folder, "test")
     return evaluation_images(split, DATASETS[dataset], slice(first, last), device)
-
-
-def _use(threads: int, device: str) -> "torch.device":
-    """Fix the number of threads, and choose the device."""
-    import torch
-
-    torch.set_num_threads(threads)
-    # On GPUs, 10-bit mantissas would make proofs and trained weights less than float32 ones.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise SabrError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return chosen
 
 
 def _say(line: str) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from sabr.attacks.pgd import pgd
 from sabr.bounds.boxes import Box, ball, small_box
 from sabr.bounds.interval import margin_bounds
-from sabr.networks.affine import ScaleStep, clean_pass, folded_steps, forward
+from sabr.networks.affine import clean_pass, folded_steps
 from sabr.networks.architectures import Network, build
+from sabr.networks.steps import ScaleStep, forward
 from sabr.settings import DATASETS, Architecture, Convolution
 from sabr.training.methods.base import worst_case_cross_entropy
 from sabr.training.regularisers import l1_norm, warmup_regulariser

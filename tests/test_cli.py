@@ -142,10 +142,10 @@ def test_specifications_of_older_code_are_refused(sabr_command, tmp_path, row):
 def test_tensor_cores_do_not_shorten_mantissas():
     import torch
 
-    from sabr.cli import _use
+    from sabr.machine import use
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    _use(1, "cpu")
+    use(1, "cpu")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 

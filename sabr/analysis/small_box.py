@@ -9,7 +9,7 @@ from torch import Tensor
 from sabr.attacks.pgd import pgd
 from sabr.bounds.boxes import Box, ball, small_box
 from sabr.bounds.interval import propagate
-from sabr.networks.affine import LinearStep, ReLUStep, Step, forward
+from sabr.networks.steps import LinearStep, ReLUStep, Step, forward
 
 # How many steps have been taken at each of the layers that are shown.
 LAYERS = {"input": 0, "hidden": 2, "output": 3}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import margins
-from sabr.networks.affine import Step, forward
+from sabr.networks.steps import Step, linearise
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def pgd(
     Parameters
     ----------
     steps
-        A folded network without gradients towards its weights (made under `torch.no_grad`).
+        A folded network; no gradient reaches its weights.
     region
         (N, ...) boxes.
     labels
@@ -76,21 +76,20 @@ def pgd(
     best_loss = torch.full(labels.shape, -torch.inf, device=labels.device, dtype=points.dtype)
     misclassified = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
     for size in [*step_sizes, None]:
-        points.requires_grad_(size is not None)
-        with torch.set_grad_enabled(size is not None):
-            logits = forward(steps, points)
+        logits, pull = linearise(steps, points)
+        with torch.enable_grad():
+            logits.requires_grad_(size is not None)
             losses = LOSSES[loss](logits, labels)
-        with torch.no_grad():
-            better = logits.argmax(1) != labels
-            misclassified |= better
-            if size is not None:  # as the authors do: the last iterate counts only where it is misclassified
-                better = better | (~misclassified & (losses > best_loss))
-            best = torch.where(_along(better, points), points.detach(), best)
-            best_loss = torch.where(better, losses.detach(), best_loss)
+        better = logits.detach().argmax(1) != labels
+        misclassified |= better
+        if size is not None:  # as the authors do: the last iterate counts only where it is misclassified
+            better |= ~misclassified & (losses.detach() > best_loss)
+        best = torch.where(_along(better, points), points, best)
+        best_loss = torch.where(better, losses.detach(), best_loss)
         if size is None or (stop_early and bool(misclassified.all())):
             break
-        (gradient,) = torch.autograd.grad(losses.sum(), points)
-        points = region.clamp(points.detach() + size * unit * gradient.sign())
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        points = region.clamp(points.add(pull(gradient).sign_(), alpha=size * unit))
     return Attacked(best, misclassified)
 
 

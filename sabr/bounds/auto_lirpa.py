@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import other_classes
-from sabr.networks.affine import LinearStep, ScaleStep, Step, as_module
+from sabr.networks.affine import as_module
+from sabr.networks.steps import LinearStep, ScaleStep, Step
 
 METHODS = {
     "interval": "IBP",

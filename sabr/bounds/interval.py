@@ -1,13 +1,30 @@
 """A box through a network by interval arithmetic (IBP), as centre and radius."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.networks.affine import LinearStep, ReLUStep, Step
+from sabr.networks.steps import LinearStep, ReLUStep, Step
+
+
+class Centred(NamedTuple):
+    """A box by its centre and radius, as intervals carry it through a network; both of one shape, (N, ...)."""
+
+    centre: Tensor
+    radius: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        """Lower ends, entry by entry."""
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """Upper ends, entry by entry."""
+        return self.centre + self.radius
 
 
 class Propagated(NamedTuple):
@@ -21,11 +38,11 @@ class Propagated(NamedTuple):
         Box at the input of each ReLU, in order.
     """
 
-    output: Box
-    relu_inputs: list[Box]
+    output: Centred
+    relu_inputs: list[Centred]
 
 
-def propagate(steps: Sequence[Step], box: Box, *, relu_shrinkage: float | None = None) -> Propagated:
+def propagate(steps: Sequence[Step], box: Box | Centred, *, relu_shrinkage: float | None = None) -> Propagated:
     """Bounds of every ReLU input and of the output over a box.
 
     Sound in exact arithmetic when `relu_shrinkage` is None; float32 rounding is not accounted for. Affine steps map
@@ -34,34 +51,53 @@ def propagate(steps: Sequence[Step], box: Box, *, relu_shrinkage: float | None =
     Parameters
     ----------
     steps
-        A folded network, or the first part of one.
+        A folded network, or a part of one.
     box
         (N, ...) input boxes; differentiable.
     relu_shrinkage
         c_s of the paper (section 3, "ReLU shrinking"): the upper bound behind a ReLU whose input crosses zero is
         multiplied by it. No sound bound then.
     """
-    centre, radius = box.centre, box.radius
-    relu_inputs: list[Box] = []
+    current = Centred(box.centre, box.radius)
+    relu_inputs: list[Centred] = []
     for step in steps:
         if isinstance(step, ReLUStep):
-            before = Box(centre - radius, centre + radius)
-            relu_inputs.append(before)
-            lower, upper = before.lower.relu(), before.upper.relu()
-            if relu_shrinkage is not None:
-                crossing = (before.lower < 0) & (before.upper > 0)
-                upper = torch.where(crossing, relu_shrinkage * upper, upper)
-            centre, radius = (upper + lower) / 2, (upper - lower) / 2
+            relu_inputs.append(current)
+            current = Centred(*_ReLU.apply(*current, 1.0 if relu_shrinkage is None else relu_shrinkage))
         else:
-            centre, radius = step.apply(centre), step.spread(radius)
-    return Propagated(Box(centre - radius, centre + radius), relu_inputs)
+            current = Centred(step.apply(current.centre), step.spread(current.radius))
+    return Propagated(current, relu_inputs)
+
+
+class _ReLU(torch.autograd.Function):
+    """ReLU of both ends of a box, in few passes over memory; upper ends over crossing inputs times `shrinkage`."""
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+        lower = torch.sub(centre, radius).relu_()
+        upper = torch.add(centre, radius).relu_()
+        if shrinkage != 1:
+            upper *= torch.where(lower > 0, 1.0, shrinkage)
+        result = torch.add(lower, upper).mul_(0.5), upper.sub_(lower).mul_(0.5)
+        ctx.shrinkage = shrinkage
+        ctx.save_for_backward(*result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        centre, radius = ctx.saved_tensors
+        towards_lower = torch.ops.aten.threshold_backward(gradients[0] - gradients[1], centre - radius, 0)
+        towards_upper = torch.ops.aten.threshold_backward(gradients[0] + gradients[1], centre, 0)
+        if ctx.shrinkage != 1:
+            towards_upper *= torch.where(centre > radius, 1.0, ctx.shrinkage)
+        return (towards_upper + towards_lower).mul_(0.5), towards_upper.sub_(towards_lower).mul_(0.5), None
 
 
 class Margins(NamedTuple):
     """Lower bounds (N, K-1) of logit_y - logit_j for j != y in increasing j, and the boxes at the ReLU inputs."""
 
     lower: Tensor
-    relu_inputs: list[Box]
+    relu_inputs: list[Centred]
 
 
 def margin_bounds(steps: Sequence[Step], box: Box, labels: Tensor, *, relu_shrinkage: float | None = None) -> Margins:

@@ -11,8 +11,9 @@ from torch import Tensor
 from sabr.attacks.pgd import strong_attack
 from sabr.bounds.auto_lirpa import BoundedNetwork
 from sabr.bounds.boxes import ball
-from sabr.networks.affine import Step, folded_steps
+from sabr.networks.affine import folded_steps
 from sabr.networks.architectures import Network
+from sabr.networks.steps import Step
 from sabr.provenance import child_seed
 from sabr.specs import AttackSpec, CertificationSpec
 

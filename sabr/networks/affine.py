@@ -1,103 +1,14 @@
-"""A network as a list of affine and ReLU steps, batch norm folded in; the only room that knows torch's layer types."""
+"""From a network to affine and ReLU steps, batch norm folded in, and back; the only room that knows torch's layers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sabr.networks.architectures import Network, Normalise
-from sabr.networks.convolution import FEW_CHANNELS, FrozenConvolution
-
-
-class AffineStep(Protocol):
-    """What bounds and attacks ask of a step x -> W x + b."""
-
-    def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        ...
-
-    def spread(self, radius: Tensor) -> Tensor:
-        """|W| r: how far the image of a box of radius r reaches from the image of its centre."""
-        ...
-
-
-@dataclass(frozen=True)
-class ConvolutionStep:
-    """A convolution with zero padding."""
-
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        frozen = points.requires_grad and not self.weight.requires_grad
-        if frozen and self.weight.shape[1] <= FEW_CHANNELS:
-            return FrozenConvolution.apply(points, self.weight, self.bias, self.stride, self.padding)  # type: ignore[no-any-return]
-        return F.conv2d(points, self.weight, self.bias, self.stride, self.padding)
-
-    def spread(self, radius: Tensor) -> Tensor:
-        """|W| r."""
-        return F.conv2d(radius, self.weight.abs(), None, self.stride, self.padding)
-
-
-@dataclass(frozen=True)
-class LinearStep:
-    """A matrix product."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        return F.linear(points, self.weight, self.bias)
-
-    def spread(self, radius: Tensor) -> Tensor:
-        """|W| r."""
-        return F.linear(radius, self.weight.abs())
-
-
-@dataclass(frozen=True)
-class ScaleStep:
-    """A product and a sum per channel: the normalisation of the input."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        return points * self.scale + self.shift
-
-    def spread(self, radius: Tensor) -> Tensor:
-        """|W| r."""
-        return radius * self.scale.abs()
-
-
-class FlattenStep:
-    """(N, C, H, W) to (N, C*H*W), in that order whatever the memory format."""
-
-    def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        return points.flatten(1)
-
-    def spread(self, radius: Tensor) -> Tensor:
-        """|W| r."""
-        return radius.flatten(1)
-
-
-class ReLUStep:
-    """max(x, 0), the only step that is not affine."""
-
-    def apply(self, points: Tensor) -> Tensor:
-        """max(x, 0) for each point."""
-        return F.relu(points)
-
-
-Step = ConvolutionStep | LinearStep | ScaleStep | FlattenStep | ReLUStep
+from sabr.networks.batch_norm import normalise
+from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, ScaleStep, Step
 
 
 class Statistics(NamedTuple):
@@ -132,17 +43,17 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
     CleanPass
         Gradients flow through both the logits and the statistics.
     """
-    statistics = []
+    statistics: list[Statistics] = []
     points = images
+    rectified = False
     for layer, following in _layers(network):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            axes = [axis for axis in range(points.dim()) if axis != 1]
-            variance, mean = torch.var_mean(points, axes, correction=0)
+            rectified = isinstance(following, nn.ReLU)
+            points, mean, variance = normalise(points, layer.weight, layer.bias, layer.eps, relu=rectified)
             statistics.append(Statistics(mean, variance))
             _move_running_statistics(layer, mean, variance, points.numel() // points.shape[1])
-            scale, shift = _scale_and_shift(layer, mean, variance)
-            shape = [1, -1] + [1] * (points.dim() - 2)
-            points = points * scale.view(shape) + shift.view(shape)
+        elif rectified:  # the ReLU came with the batch norm
+            rectified = False
         else:
             points = _step(layer, free_bias=not _is_norm(following)).apply(points)
     return CleanPass(points, statistics)
@@ -150,6 +61,9 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
 
 def folded_steps(network: Network, statistics: Sequence[Statistics] | None = None) -> list[Step]:
     """The network as affine and ReLU steps, each batch norm folded into the layer before it.
+
+    Behind a linear layer whose weights are being trained a batch norm stays a step of its own: to scale a few hundred
+    outputs is cheaper than to scale, and to differentiate through, millions of weights.
 
     Parameters
     ----------
@@ -174,17 +88,14 @@ def folded_steps(network: Network, statistics: Sequence[Statistics] | None = Non
     for layer, following in _layers(network):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             mean, variance = _running(layer) if remaining is None else remaining.pop(0)
-            steps[-1] = _fold(steps[-1], *_scale_and_shift(layer, mean, variance))
+            scale, shift = _scale_and_shift(layer, mean, variance)
+            if isinstance(steps[-1], LinearStep) and steps[-1].weight.requires_grad:
+                steps.append(ScaleStep(scale, shift))
+            else:
+                steps[-1] = _fold(steps[-1], scale, shift)
         else:
             steps.append(_step(layer, free_bias=statistics is None or not _is_norm(following)))
     return steps
-
-
-def forward(steps: Sequence[Step], points: Tensor) -> Tensor:
-    """Logits of the folded network at `points`."""
-    for step in steps:
-        points = step.apply(points)
-    return points
 
 
 def as_module(steps: Sequence[Step]) -> nn.Sequential:

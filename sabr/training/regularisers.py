@@ -1,16 +1,17 @@
 """What is added to the loss: the warm-up regulariser of Shi et al. (2021), and L1."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sabr.bounds.boxes import Box
+from sabr.bounds.interval import Centred
 
 _TINY = 1e-12
 
 
-def warmup_regulariser(relu_inputs: Sequence[Box], input_radius: Tensor, *, tolerance: float = 0.5) -> Tensor:
+def warmup_regulariser(relu_inputs: Sequence[Centred], input_radius: Tensor, *, tolerance: float = 0.5) -> Tensor:
     """Keep bounds tight and ReLU states balanced: mean over ReLU layers of tightness + balance (paper, appendix C).
 
     Parameters
@@ -28,7 +29,10 @@ def warmup_regulariser(relu_inputs: Sequence[Box], input_radius: Tensor, *, tole
         Scalar, before its weight. A layer without inactive neurons has no balance term; the authors drop it where it
         is NaN or infinite, which differs by a constant at most.
     """
-    terms = [_tightness(box, input_radius, tolerance) + _balance(box, tolerance) for box in relu_inputs]
+    terms = []
+    for box in relu_inputs:
+        layer = _Layer(*_LayerSums.apply(box.centre, box.radius).unbind())
+        terms.append(_tightness(layer, input_radius, tolerance) + _balance(layer, tolerance))
     return torch.stack(terms).mean()
 
 
@@ -37,18 +41,55 @@ def l1_norm(parameters: Iterable[Tensor]) -> Tensor:
     return torch.stack([parameter.abs().sum() for parameter in parameters]).sum()
 
 
-def _tightness(box: Box, input_radius: Tensor, tolerance: float) -> Tensor:
-    mean_radius = box.radius.mean()
-    return torch.relu(tolerance - input_radius / mean_radius.clamp_min(_TINY)) / tolerance
+class _Layer(NamedTuple):
+    """Scalars of one layer: the mean radius, and of its active and of its inactive neurons the centres.
+
+    A group's mean is over all entries, zero outside the group; its squares are summed, from the mean of all centres.
+    """
+
+    radius: Tensor
+    active_mean: Tensor
+    inactive_mean: Tensor
+    active_squares: Tensor
+    inactive_squares: Tensor
 
 
-def _balance(box: Box, tolerance: float) -> Tensor:
-    centre = box.centre
-    active = (box.lower > 0).to(centre.dtype)
-    inactive = (box.upper < 0).to(centre.dtype)
-    squared = (centre - centre.mean()).square()
-    mean_term = _shortfall((centre * active).mean(), -(centre * inactive).mean(), tolerance)
-    variance_term = _shortfall((squared * active).sum(), (squared * inactive).sum(), tolerance)
+class _LayerSums(torch.autograd.Function):
+    """The numbers of `_Layer`, (5,), in few passes over memory; only the centres of stable neurons are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> Tensor:
+        count, mean = centre.numel(), centre.mean()
+        stable = torch.where(centre.abs() > radius, centre, 0.0)  # positive: active, negative: inactive
+        groups = stable.relu(), stable.clamp_max(0)
+        totals = torch.stack([group.sum() for group in groups])
+        sizes = torch.stack([torch.count_nonzero(group) for group in groups])
+        squares = torch.stack([torch.linalg.vector_norm(group).square() for group in groups])
+        squares = squares - 2 * mean * totals + mean.square() * sizes
+        ctx.save_for_backward(stable, mean, totals, sizes)
+        return torch.cat([radius.mean().view(1), totals / count, squares])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        stable, mean, totals, sizes = ctx.saved_tensors
+        count = stable.numel()
+        towards_radius, towards_means, towards_squares = torch.split(gradients[0], [1, 2, 2])
+        slopes = 2 * towards_squares
+        offsets = towards_means / count - slopes * mean
+        through_mean = -(slopes * (totals - mean * sizes)).sum() / count
+        active, inactive = stable > 0, stable < 0
+        towards_centre = torch.where(active, slopes[0], slopes[1]).mul_(stable)
+        towards_centre += torch.where(active, offsets[0], torch.where(inactive, offsets[1], 0.0)).add_(through_mean)
+        return towards_centre, (towards_radius / count).expand_as(stable)
+
+
+def _tightness(layer: _Layer, input_radius: Tensor, tolerance: float) -> Tensor:
+    return torch.relu(tolerance - input_radius / layer.radius.clamp_min(_TINY)) / tolerance
+
+
+def _balance(layer: _Layer, tolerance: float) -> Tensor:
+    mean_term = _shortfall(layer.active_mean, -layer.inactive_mean, tolerance)
+    variance_term = _shortfall(layer.active_squares, layer.inactive_squares, tolerance)
     return (mean_term + variance_term) / tolerance
 
 

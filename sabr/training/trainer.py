@@ -106,7 +106,7 @@ def initial_network(spec: TrainingSpec, device: torch.device) -> Network:
     network = build(ARCHITECTURES[spec.architecture], DATASETS[spec.dataset], seed=seed)
     if spec.method.initialisation == "intervals":
         initialise_for_intervals(network, seed=seed)
-    return network.to(device)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def train(
@@ -140,7 +140,7 @@ def train(
     batches = TrainingBatches(used, dataset, spec.batch_size, seed=child_seed(spec.seed, "order"), device=device)
     generator = torch.Generator(device).manual_seed(child_seed(spec.seed, "attack"))
     network = initial_network(spec, device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=spec.learning_rate)
+    optimiser = torch.optim.Adam(network.parameters(), lr=spec.learning_rate, fused=True)
     ramp = EpsRamp(spec.eps, spec.ramp_start, spec.ramp_end, len(batches))
     history: list[EpochMetrics] = []
     for epoch in range(1, spec.epochs + 1):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sabr.analysis import small_box
-from sabr.networks.affine import LinearStep, ReLUStep, Step
+from sabr.networks.steps import LinearStep, ReLUStep, Step
 
 
 def corners(table: pd.DataFrame, layer: str, region: str) -> Any:

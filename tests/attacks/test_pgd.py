@@ -2,7 +2,7 @@ import torch
 
 from sabr.attacks.pgd import negative_margin, pgd, strong_attack, training_attack
 from sabr.bounds.boxes import ball
-from sabr.networks.affine import LinearStep, ReLUStep, forward
+from sabr.networks.steps import LinearStep, ReLUStep, forward
 
 STEPS = [0.5] * 4 + [0.05] * 3 + [0.005]
 

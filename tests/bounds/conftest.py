@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sabr.networks.affine import LinearStep, ReLUStep
+from sabr.networks.steps import LinearStep, ReLUStep
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from scipy.sparse import lil_matrix
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import propagate
-from sabr.networks.affine import ReLUStep
+from sabr.networks.steps import ReLUStep
 
 
 def exact_minimum(steps, box, objective):

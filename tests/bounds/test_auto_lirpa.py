@@ -5,7 +5,7 @@ from sabr.attacks.pgd import strong_attack
 from sabr.bounds.auto_lirpa import METHODS, BoundedNetwork, _InclusiveClamp
 from sabr.bounds.boxes import ball
 from sabr.bounds.interval import margin_bounds, margins
-from sabr.networks.affine import ReLUStep, forward
+from sabr.networks.steps import ReLUStep, forward
 from sabr.settings import DATASETS
 
 

@@ -7,7 +7,7 @@ from milp import exact_minimum
 from sabr.bounds.auto_lirpa import METHODS, BoundedNetwork
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import margin_bounds, margin_rows
-from sabr.networks.affine import LinearStep, forward
+from sabr.networks.steps import LinearStep, forward
 
 
 def region(seed, inputs, radius):

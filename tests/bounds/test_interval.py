@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sabr.attacks.pgd import strong_attack
 from sabr.bounds.boxes import Box, ball
 from sabr.bounds.interval import margin_bounds, margins, propagate
-from sabr.networks.affine import LinearStep, ReLUStep, ScaleStep, forward
+from sabr.networks.steps import LinearStep, ReLUStep, ScaleStep, forward
 from sabr.settings import DATASETS
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sabr.networks.affine import ConvolutionStep, ScaleStep, Statistics, as_module, clean_pass, folded_steps, forward
+from sabr.networks.affine import Statistics, as_module, clean_pass, folded_steps
 from sabr.networks.architectures import Network
+from sabr.networks.steps import ScaleStep, forward
 from sabr.settings import DATASETS
 
 
@@ -72,18 +73,3 @@ def test_as_module_computes_the_same(small_network):
 def test_unknown_layers_are_named():
     with pytest.raises(TypeError, match="Tanh"):
         folded_steps(Network(nn.Linear(2, 2), nn.Tanh()))
-
-
-@pytest.mark.parametrize(
-    ("channels", "size", "kernel", "stride", "padding"), [(1, 28, 4, 2, 1), (3, 32, 3, 1, 1), (3, 31, 5, 3, 2)]
-)
-def test_the_fast_gradient_of_frozen_convolutions_is_the_gradient(channels, size, kernel, stride, padding):
-    weight, bias = torch.randn(8, channels, kernel, kernel), torch.randn(8)
-    images = torch.randn(4, channels, size, size, requires_grad=True)
-    frozen = ConvolutionStep(weight, bias, (stride, stride), (padding, padding)).apply(images)
-    plain = torch.nn.functional.conv2d(images, weight, bias, stride, padding)
-    assert "FrozenConvolution" in type(frozen.grad_fn).__name__
-    torch.testing.assert_close(frozen, plain)
-    upstream = torch.randn_like(plain)
-    (one,), (two,) = torch.autograd.grad(frozen, images, upstream), torch.autograd.grad(plain, images, upstream)
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)

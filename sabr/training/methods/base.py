@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sabr.attacks.pgd import training_attack
 from sabr.bounds.boxes import Box
-from sabr.bounds.interval import margin_bounds
-from sabr.networks.affine import CleanPass, ScaleStep, folded_steps
+from sabr.bounds.interval import Centred, margin_bounds
+from sabr.networks.affine import CleanPass, folded_steps
 from sabr.networks.architectures import Network
+from sabr.networks.steps import ScaleStep
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Objective(NamedTuple):
 class Bounds(NamedTuple):
     """Boxes at the ReLU inputs, and the mean radius at the input of the first layer with weights, a scalar."""
 
-    relu_inputs: list[Box]
+    relu_inputs: list[Centred]
     input_radius: Tensor
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from sabr.bounds.boxes import ball
-from sabr.networks.affine import folded_steps, forward
+from sabr.networks.affine import folded_steps
+from sabr.networks.steps import forward
 from sabr.training.methods.base import Batch, Objective, adversarial_points
 
 

@@ -1,0 +1,53 @@
+"""What a process computes with: threads, device, memory."""
+
+import ctypes
+
+import torch
+
+from sabr.errors import SabrError
+
+
+def use(threads: int, device: str) -> torch.device:
+    """Fix the number of CPU threads, and choose the device.
+
+    Parameters
+    ----------
+    threads
+        Threads of PyTorch's CPU kernels.
+    device
+        cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.
+
+    Raises
+    ------
+    SabrError
+        When the device cannot be used here.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    # On GPUs, 10-bit mantissas would make proofs and trained weights less than float32 ones.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SabrError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor; does nothing with another C library.
+
+    By default each tensor over 32 MB is fresh memory from the system, and to clear its pages takes several times as
+    long as an element-wise operation on it.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
+    largest = 2**31 - 1
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(mmap_threshold, largest)
+    mallopt(trim_threshold, largest)
