@@ -43,11 +43,10 @@ def keep_freed_memory() -> None:
     By default each tensor over 32 MB is fresh memory from the system, and to clear its pages takes several times as
     long as an element-wise operation on it.
     """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
-    largest = 2**31 - 1
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    mallopt(mmap_threshold, largest)
-    mallopt(trim_threshold, largest)
+    mallopt(trim_threshold, -1)
+    mallopt(mmap_max, 0)

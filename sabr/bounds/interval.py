@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
+from sabr.kernels import alike, kernel, shaped
 from sabr.networks.steps import LinearStep, ReLUStep, Step
 
 
@@ -70,15 +71,12 @@ def propagate(steps: Sequence[Step], box: Box | Centred, *, relu_shrinkage: floa
 
 
 class _ReLU(torch.autograd.Function):
-    """ReLU of both ends of a box, in few passes over memory; upper ends over crossing inputs times `shrinkage`."""
+    """ReLU of both ends of a box; upper ends over crossing inputs times `shrinkage`."""
 
     @staticmethod
     def forward(ctx: Any, centre: Tensor, radius: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-        lower = torch.sub(centre, radius).relu_()
-        upper = torch.add(centre, radius).relu_()
-        if shrinkage != 1:
-            upper *= torch.where(lower > 0, 1.0, shrinkage)
-        result = torch.add(lower, upper).mul_(0.5), upper.sub_(lower).mul_(0.5)
+        flat = _relu_forward(alike(centre, radius), shrinkage)
+        result = shaped(flat[0], centre), shaped(flat[1], centre)
         ctx.shrinkage = shrinkage
         ctx.save_for_backward(*result)
         return result
@@ -86,11 +84,28 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         centre, radius = ctx.saved_tensors
-        towards_lower = torch.ops.aten.threshold_backward(gradients[0] - gradients[1], centre - radius, 0)
-        towards_upper = torch.ops.aten.threshold_backward(gradients[0] + gradients[1], centre, 0)
-        if ctx.shrinkage != 1:
-            towards_upper *= torch.where(centre > radius, 1.0, ctx.shrinkage)
-        return (towards_upper + towards_lower).mul_(0.5), towards_upper.sub_(towards_lower).mul_(0.5), None
+        flat = _relu_backward(alike(centre, radius, *gradients), ctx.shrinkage)
+        return shaped(flat[0], centre), shaped(flat[1], centre), None
+
+
+@kernel
+def _relu_forward(box: list[Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
+    centre, radius = box
+    lower, upper = torch.relu(centre - radius), torch.relu(centre + radius)
+    if shrinkage != 1:
+        upper = upper * torch.where(lower > 0, 1.0, shrinkage)
+    return (upper + lower) * 0.5, (upper - lower) * 0.5
+
+
+@kernel
+def _relu_backward(box_and_gradients: list[Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
+    centre, radius, towards_centre, towards_radius = box_and_gradients
+    active = centre > radius  # behind the ReLU: the lower end is above zero
+    lower = torch.where(active, (towards_centre - towards_radius) * 0.5, 0.0)
+    upper = torch.where(centre > 0, (towards_centre + towards_radius) * 0.5, 0.0)
+    if shrinkage != 1:
+        upper = upper * torch.where(active, 1.0, shrinkage)
+    return upper + lower, upper - lower
 
 
 class Margins(NamedTuple):

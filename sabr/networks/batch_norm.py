@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sabr.kernels import kernel
+
 
 class Normalised(NamedTuple):
     """Normalised (and rectified) values, and the batch's mean and biased variance per channel; all differentiable."""
@@ -31,9 +33,7 @@ class _BatchNorm(torch.autograd.Function):
         mean, variance = torch.batch_norm_update_stats(values, None, None, 0.0)
         inverse = torch.rsqrt(variance + eps)
         scale = weight * inverse
-        result = torch.addcmul(_along(bias - mean * scale, values), values, _along(scale, values))
-        if relu:
-            result.relu_()
+        result = _shaped(_affine(_rows(values), scale, bias - mean * scale, relu), values)
         ctx.eps, ctx.relu = eps, relu
         ctx.save_for_backward(values, weight, mean, inverse, result if relu else None)
         return result, mean, variance
@@ -51,11 +51,27 @@ class _BatchNorm(torch.autograd.Function):
         if needed[0]:
             count = values.numel() // values.shape[1]
             slope = towards_variance * (2 / count)
-            towards_values.addcmul_(values, _along(slope, values)).add_(
-                _along(towards_mean / count - slope * mean, values)
-            )
+            offset = towards_mean / count - slope * mean
+            towards_values = _shaped(_add_affine(_rows(values), slope, offset, _rows(towards_values)), values)
         return towards_values, towards_weight, towards_bias, None, None
 
 
-def _along(channels: Tensor, values: Tensor) -> Tensor:
-    return channels.view(1, -1, *[1] * (values.dim() - 2))
+@kernel
+def _affine(values: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
+    result = torch.addcmul(shift, values, scale)
+    return torch.relu(result) if relu else result
+
+
+@kernel
+def _add_affine(values: Tensor, scale: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return other + torch.addcmul(shift, values, scale)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """(N, C, ...) as (rows, C), without a copy where it is channels-last."""
+    return values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    n, channels, *sizes = like.shape
+    return rows.view(n, *sizes, channels).movedim(-1, 1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.interval import Centred
+from sabr.kernels import alike, kernel, shaped
 
 _TINY = 1e-12
 
@@ -60,14 +61,11 @@ class _LayerSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, centre: Tensor, radius: Tensor) -> Tensor:
         count, mean = centre.numel(), centre.mean()
-        stable = torch.where(centre.abs() > radius, centre, 0.0)  # positive: active, negative: inactive
-        groups = stable.relu(), stable.clamp_max(0)
-        totals = torch.stack([group.sum() for group in groups])
-        sizes = torch.stack([torch.count_nonzero(group) for group in groups])
-        squares = torch.stack([torch.linalg.vector_norm(group).square() for group in groups])
-        squares = squares - 2 * mean * totals + mean.square() * sizes
+        flat, *sums = _stable_sums(alike(centre, radius), mean)
+        stable = shaped(flat, centre)
+        radii, totals, squares, sizes = sums[0], torch.stack(sums[1:3]), torch.stack(sums[3:5]), torch.stack(sums[5:7])
         ctx.save_for_backward(stable, mean, totals, sizes)
-        return torch.cat([radius.mean().view(1), totals / count, squares])
+        return torch.cat([(radii / count).view(1), totals / count, squares])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,10 +75,33 @@ class _LayerSums(torch.autograd.Function):
         slopes = 2 * towards_squares
         offsets = towards_means / count - slopes * mean
         through_mean = -(slopes * (totals - mean * sizes)).sum() / count
-        active, inactive = stable > 0, stable < 0
-        towards_centre = torch.where(active, slopes[0], slopes[1]).mul_(stable)
-        towards_centre += torch.where(active, offsets[0], torch.where(inactive, offsets[1], 0.0)).add_(through_mean)
-        return towards_centre, (towards_radius / count).expand_as(stable)
+        flat = _towards_stable(alike(stable)[0], slopes, offsets, through_mean)
+        return shaped(flat, stable), (towards_radius / count).expand_as(stable)
+
+
+@kernel
+def _stable_sums(box: list[Tensor], mean: Tensor) -> tuple[Tensor, ...]:
+    centre, radius = box
+    stable = torch.where(centre.abs() > radius, centre, 0.0)  # positive: active, negative: inactive
+    squared = (centre - mean).square()
+    active, inactive = (stable > 0).to(centre.dtype), (stable < 0).to(centre.dtype)
+    return (
+        stable,
+        radius.sum(),
+        (stable * active).sum(),
+        (stable * inactive).sum(),
+        (squared * active).sum(),
+        (squared * inactive).sum(),
+        active.sum(),
+        inactive.sum(),
+    )
+
+
+@kernel
+def _towards_stable(stable: Tensor, slopes: Tensor, offsets: Tensor, through_mean: Tensor) -> Tensor:
+    active = stable > 0
+    own = torch.where(active, slopes[0], slopes[1]) * stable + torch.where(active, offsets[0], offsets[1])
+    return torch.where(stable == 0, 0.0, own) + through_mean
 
 
 def _tightness(layer: _Layer, input_radius: Tensor, tolerance: float) -> Tensor:
