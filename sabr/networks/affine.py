@@ -23,6 +23,10 @@ class AffineStep(Protocol):
         """|W| r: how far the image of a box of radius r reaches from the image of its centre."""
         ...
 
+    def pull(self, rows: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """W^T g for each row g (M, *output shape), as (M, *input_shape): the row as a function of the input."""
+        ...
+
 
 @dataclass(frozen=True)
 class ConvolutionStep:
@@ -44,6 +48,17 @@ class ConvolutionStep:
         """|W| r."""
         return F.conv2d(radius, self.weight.abs(), None, self.stride, self.padding)
 
+    def pull(self, rows: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """W^T g."""
+        # Columns and rows of pixels at the far border that no window reached: they get gradient 0.
+        left = [
+            size - ((count - 1) * stride - 2 * padding + kernel)
+            for size, count, stride, padding, kernel in zip(
+                input_shape[1:], rows.shape[2:], self.stride, self.padding, self.weight.shape[2:], strict=True
+            )
+        ]
+        return F.conv_transpose2d(rows, self.weight, None, self.stride, self.padding, left)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class LinearStep:
@@ -59,6 +74,10 @@ class LinearStep:
     def spread(self, radius: Tensor) -> Tensor:
         """|W| r."""
         return F.linear(radius, self.weight.abs())
+
+    def pull(self, rows: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """W^T g."""
+        return rows @ self.weight
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,10 @@ class ScaleStep:
         """|W| r."""
         return radius * self.scale.abs()
 
+    def pull(self, rows: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """W^T g."""
+        return rows * self.scale
+
 
 class FlattenStep:
     """(N, C, H, W) to (N, C*H*W), in that order whatever the memory format."""
@@ -87,6 +110,10 @@ class FlattenStep:
     def spread(self, radius: Tensor) -> Tensor:
         """|W| r."""
         return radius.flatten(1)
+
+    def pull(self, rows: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """W^T g."""
+        return rows.reshape(-1, *input_shape)
 
 
 class ReLUStep:
