@@ -20,7 +20,7 @@ class Relaxation(NamedTuple):
 
 
 def relax(inputs: Box) -> Relaxation:
-    """The ReLU triangle with the adaptive lower slope: 1 where u > -l, else 0 (Zhang et al. 2018, section 3.3).
+    """The ReLU triangle with the adaptive lower slope: 1 where u > -l, else 0 (Zhang et al. 2018).
 
     A sound bound. The upper line goes through (l, 0) and (u, u); gradients flow through it to l and u. Where the ReLU
     is stable both lines are the ReLU itself.
@@ -43,7 +43,7 @@ def backward_bound(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box], 
     """Lower bounds of linear functions of a network's output over a box, by one pass from the output to the input.
 
     Sound in exact arithmetic; float32 rounding is not accounted for. With interval bounds at the ReLUs it is CROWN-IBP
-    (Zhang et al. 2020, section 3.2), with bounds of this kind CROWN (Zhang et al. 2018, theorem 3.2). Convolutions are
+    (Zhang et al. 2020, section 3), with bounds of this kind CROWN (Zhang et al. 2018, section 3). Convolutions are
     pulled back as transposed convolutions; no matrix of one is ever formed.
 
     Parameters

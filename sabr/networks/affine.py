@@ -57,7 +57,7 @@ class ConvolutionStep:
                 input_shape[1:], rows.shape[2:], self.stride, self.padding, self.weight.shape[2:], strict=True
             )
         ]
-        return F.conv_transpose2d(rows, self.weight, None, self.stride, self.padding, left)  # type: ignore[arg-type]
+        return F.conv_transpose2d(rows, self.weight, None, self.stride, self.padding, left)
 
 
 @dataclass(frozen=True)

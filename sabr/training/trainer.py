@@ -89,7 +89,7 @@ def step_loss(
         Source of the attack's random starts.
     """
     clean = clean_pass(network, images)
-    objective = evaluate(spec.method, Batch(network, images, labels, eps, clean, generator))
+    objective = evaluate(spec.method, Batch(network, images, labels, eps, eps / spec.eps, clean, generator))
     zero = torch.zeros((), device=images.device)
     return StepLoss(
         robust=objective.losses.mean(),

@@ -1,21 +1,15 @@
 import pytest
 import torch
 
-from sabr.config import read_yaml, resolve
 from sabr.data.datasets import Split
 from sabr.errors import SabrError
-from sabr.specs import TrainingSpec
+from sabr.specs import METHODS, TrainingSpec
 from sabr.training.trainer import train
 
 
 @pytest.fixture
-def spec():
+def spec(plan):
     """The tiny scale's specification of a method, with changes."""
-    from pathlib import Path
-
-    root = Path(__file__).parents[2]
-    config = read_yaml(root / "config" / "config.yaml") | {"scale": "tiny"}
-    plan = resolve(config, root / "config")
 
     def make(method, **changes):
         row = next(row for row in plan.main if row.method == method)
@@ -30,7 +24,7 @@ def run(spec, split):
     return network, history, seen
 
 
-@pytest.mark.parametrize("method", ["standard", "pgd", "ibp", "sabr"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_real_digits(spec, mnist_train, method):
     _, history, seen = run(spec(method), mnist_train)
     assert [m.epoch for m in history] == [1, 2, 3]

@@ -27,6 +27,8 @@ class Batch:
         (N, channels, height, width) in [0, 1], and (N,).
     eps
         Current radius, in pixel units; 0 before the ramp.
+    ramp
+        Where the ramp of eps is: `eps` in units of its largest value, in [0, 1].
     clean
         The batch's clean pass in training mode, with its graph.
     generator
@@ -37,8 +39,13 @@ class Batch:
     images: Tensor
     labels: Tensor
     eps: float
+    ramp: float
     clean: CleanPass
     generator: torch.Generator
+
+    def between(self, start: float, end: float) -> float:
+        """`start` at the start of the ramp, `end` at its end, linear in eps."""
+        return start + self.ramp * (end - start)
 
 
 class Objective(NamedTuple):
@@ -73,6 +80,11 @@ def worst_case(batch: Batch, region: Box, *, relu_shrinkage: float | None = None
     radius = steps[0].spread(region.radius) if isinstance(steps[0], ScaleStep) else region.radius
     bounds = Bounds(relu_inputs, radius.mean())
     return Objective(worst_case_cross_entropy(lower), (lower > 0).all(1), bounds)
+
+
+def warmup_bounds(batch: Batch, region: Box) -> Bounds | None:
+    """What the warm-up regulariser looks at while there is one, for methods with a worst case of their own."""
+    return worst_case(batch, region).bounds if batch.ramp < 1 else None
 
 
 def worst_case_cross_entropy(margin_lower: Tensor) -> Tensor:
