@@ -25,7 +25,7 @@ class Look(Strict):
 
     label: str = Field(min_length=1)
     colour: str = Field("#7F7F7F", pattern=r"^#[0-9A-Fa-f]{6}$")
-    marker: Literal["o", "s", "^", "v", "D", "P", "x", "*"] = "*"
+    marker: Literal["o", "s", "^", "v", "<", "D", "P", "X", "h", "x", "*"] = "*"
     line: Literal["-", "--", "-.", ":"] = "-"
 
 
