@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -257,17 +257,11 @@ class STAPS(SmallBox):
 AnyMethod = Annotated[
     Standard | PGD | IBP | SABR | CrownIBP | Expressive | TAPS | STAPS, Field(discriminator="objective")
 ]
+# Every objective with the model of its parameters.
 METHODS: dict[str, type[Method]] = {
-    "standard": Standard,
-    "pgd": PGD,
-    "ibp": IBP,
-    "sabr": SABR,
-    "crown-ibp": CrownIBP,
-    "cc-ibp": Expressive,
-    "mtl-ibp": Expressive,
-    "exp-ibp": Expressive,
-    "taps": TAPS,
-    "staps": STAPS,
+    objective: kind
+    for kind in get_args(get_args(AnyMethod)[0])
+    for objective in get_args(kind.model_fields["objective"].annotation)
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from sabr.config import read_yaml, resolve
 from sabr.networks.affine import clean_pass
+from sabr.specs import METHODS
 from sabr.training.methods.base import Batch
 
 
@@ -32,9 +33,10 @@ def batch(small_network, batch_of):
 
 @pytest.fixture(scope="session")
 def plan():
-    """What the tiny scale runs."""
-    root = Path(__file__).parents[2]
-    return resolve(read_yaml(root / "config" / "config.yaml") | {"scale": "tiny"}, root / "config")
+    """What the tiny scale would run with every method."""
+    config = Path(__file__).parents[2] / "config"
+    every = {"scale": "tiny", "overrides": {"run": {"methods": list(METHODS)}}}
+    return resolve(read_yaml(config / "config.yaml") | every, config)
 
 
 @pytest.fixture
