@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sabr.errors import SabrError
+from sabr.errors import SabrError, ToBeContinued
 from sabr.settings import DATASETS
 
 if TYPE_CHECKING:
@@ -87,40 +87,22 @@ def train(
     folder: DataFolder = Path("data"),
     threads: Threads = 1,
     device: Device = "auto",
+    save_minutes: Annotated[
+        float, typer.Option(min=0, envvar="SABR_SAVE_MINUTES", help="Minutes that may be lost when this is killed.")
+    ] = 10,
 ) -> None:
-    """Train one network."""
-    import time
+    """Train one network, or go on where a run that was stopped or killed left off.
 
-    import pandas as pd
-
+    Until it is done its state lies beside OUTPUT with suffix .resume.pt, written after each epoch, and in between.
+    SIGTERM or ctrl-C: saves the state and exits with code 75 (to be continued).
+    """
     from sabr import machine
-    from sabr.data.datasets import fingerprint, load
-    from sabr.files import atomic, probe
-    from sabr.networks import checkpoints
-    from sabr.provenance import provenance
     from sabr.specs import TrainingSpec, read_spec
-    from sabr.training.progress import progress
-    from sabr.training.trainer import train as train_network
+    from sabr.training.job import run
 
     chosen = machine.use(threads, device)
     asked = read_spec(TrainingSpec, specification)
-    for path in (output, history):
-        probe(path)
-    split = load(DATASETS[asked.dataset], folder, "train")
-    started = time.perf_counter()
-    with progress(f"{asked.method.objective} on {asked.dataset}", asked.epochs) as report:
-        network, metrics = train_network(asked, split, device=chosen, report=report)
-    rows = [m.as_row() for m in metrics]
-    with atomic(history) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-    about: dict[str, Any] = {
-        "spec": asked.model_dump(mode="json"),
-        "data_sha256": fingerprint(DATASETS[asked.dataset], folder, "train"),
-        "seconds": time.perf_counter() - started,
-        "provenance": provenance(threads=threads, device=str(chosen)),
-        "history": rows,
-    }
-    checkpoints.save(network, output, architecture=asked.architecture, dataset=asked.dataset, about=about)
+    run(asked, output, history, folder, threads=threads, device=chosen, save_seconds=60 * save_minutes)
 
 
 @app.command()
@@ -147,7 +129,7 @@ def attack(
     about["attack"] = asked.model_dump(mode="json")
     probe(output)
     started = time.perf_counter()
-    images, labels = _test_images(asked.dataset, folder, 0, asked.images, chosen)
+    images, labels = _images(asked, folder, 0, asked.images, chosen)
     table, _ = cascade.attack(network.to(chosen), images, labels, asked, _say)
     about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
     verdicts.write(table, output, about)
@@ -184,7 +166,7 @@ def certify(
     _refuse_other(attacked, attack_about, about | {"attack": asked.attack_spec.model_dump(mode="json")})
     about["certification"] = asked.model_dump(mode="json")
     started = time.perf_counter()
-    images, labels = _test_images(asked.dataset, folder, first, last, chosen)
+    images, labels = _images(asked, folder, first, last, chosen)
     part = known.iloc[first:last].reset_index(drop=True)
     if part["index"].tolist() != list(range(first, last)) or part["label"].tolist() != labels.tolist():
         raise SabrError(f"{attacked} is not about test images {first} to {last - 1} of {asked.dataset}; run again")
@@ -316,7 +298,7 @@ def _network(model: Path, asked: "Attacked", folder: Path) -> "tuple[Network, di
     network, sidecar = checkpoints.load(model)
     if sidecar["dataset"] != asked.dataset:
         raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {asked.dataset} is to be attacked")
-    data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test")
+    data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test" if asked.validation_images is None else "train")
     return network, {"model_sha256": sidecar["sha256"], "data_sha256": data_sha256}
 
 
@@ -329,12 +311,17 @@ def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -
         raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
 
 
-def _test_images(dataset: str, folder: Path, first: int, last: int, device: "torch.device") -> "tuple[Tensor, Tensor]":
-    from sabr.data.batches import evaluation_images
+def _images(asked: "Attacked", folder: Path, first: int, last: int, device: "torch.device") -> "tuple[Tensor, Tensor]":
+    """Test images first to last - 1, or as many of the images that were held out of training."""
+    from sabr.data.batches import evaluation_images, held_out
     from sabr.data.datasets import load
 
-    split = load(DATASETS[dataset], folder, "test")
-    return evaluation_images(split, DATASETS[dataset], slice(first, last), device)
+    dataset = DATASETS[asked.dataset]
+    if asked.validation_images is None:
+        split = load(dataset, folder, "test")
+    else:
+        split = held_out(load(dataset, folder, "train"), asked.validation_images).validation
+    return evaluation_images(split, dataset, slice(first, last), device)
 
 
 def _say(line: str) -> None:
@@ -342,9 +329,12 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's error is one sentence and exit code 1, wrong usage exit code 2."""
+    """Run the command line; a user's error is one sentence and exit code 1, wrong usage 2, to be continued 75."""
     try:
         app()
+    except ToBeContinued as stopped:
+        print(f"sabr: {stopped}", file=sys.stderr)
+        sys.exit(75)
     except SabrError as error:
         print(f"sabr: {error}", file=sys.stderr)
         sys.exit(1)

@@ -11,17 +11,8 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from sabr.errors import SabrError
-from sabr.specs import (
-    METHODS,
-    Certification,
-    CertificationSpec,
-    DatasetName,
-    Strict,
-    Training,
-    TrainingSpec,
-    first_problem,
-    parse_eps,
-)
+from sabr.methods import METHODS, Strict
+from sabr.specs import Certification, CertificationSpec, DatasetName, Training, TrainingSpec, first_problem, parse_eps
 
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=_NAME)]

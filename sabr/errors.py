@@ -3,3 +3,7 @@
 
 class SabrError(Exception):
     """Something outside our code is wrong: one sentence says what, where, and what to do about it."""
+
+
+class ToBeContinued(SabrError):
+    """Work that was asked to stop, and can go on from where it was saved; exit code 75 (EX_TEMPFAIL)."""

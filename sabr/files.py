@@ -32,6 +32,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise SabrError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose a folder that can be written to"
@@ -95,3 +96,13 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,6 +1,11 @@
-"""What a process computes with: threads, device, memory."""
+"""What a process computes with: threads, device, memory; and the signals that ask it to stop."""
 
 import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
@@ -50,3 +55,40 @@ def keep_freed_memory() -> None:
         return
     mallopt(trim_threshold, -1)
     mallopt(mmap_max, 0)
+
+
+def prefer_speed(deterministic: bool) -> None:
+    """Let GPU libraries choose the fastest algorithms, or only those that always give the same bits; CPUs always do."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Note the first SIGTERM or SIGINT instead of dying of it; the second one is obeyed at once.
+
+    Yields
+    ------
+    Whether there has been one.
+    """
+    requested = False
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: requested
+    finally:
+        restore()

@@ -6,11 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -20,10 +17,11 @@ from pydantic import (
 
 from sabr.errors import SabrError
 from sabr.files import read_json
+from sabr.methods import AnyMethod, Attack, Strict
 from sabr.settings import ARCHITECTURES, DATASETS
 
 # Raise one of these when a change of the code changes its results: everything made by the older code is then redone.
-TRAINING_REVISION = 1
+TRAINING_REVISION = 2
 CERTIFICATION_REVISION = 1
 
 STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
@@ -77,30 +75,6 @@ Eps = Annotated[float, BeforeValidator(parse_eps)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 
 
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys, NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Steps(Strict):
-    """`count` attack steps of one size, in units of the region's largest radius."""
-
-    count: PositiveInt
-    size: PositiveFloat
-
-
-class Attack(Strict):
-    """Steps of projected gradient descent."""
-
-    steps: tuple[Steps, ...] = Field(min_length=1)
-
-    @property
-    def step_sizes(self) -> list[float]:
-        """One size per step."""
-        return [steps.size for steps in self.steps for _ in range(steps.count)]
-
-
 class StrongAttack(Attack):
     """An attack at test time: several random starts, and the loss to ascend."""
 
@@ -108,49 +82,25 @@ class StrongAttack(Attack):
     loss: Literal["cross_entropy", "margin"]
 
 
-class Method(Strict):
-    """What all training methods share."""
-
-    initialisation: Literal["intervals", "pytorch"]
-    l1: NonNegativeFloat
-
-
-class Standard(Method):
-    """Cross-entropy on clean images."""
-
-    objective: Literal["standard"]
-
-
-class PGD(Method):
-    """Cross-entropy at adversarial points."""
-
-    objective: Literal["pgd"]
-    attack: Attack
-
-
-class IBP(Method):
-    """Worst-case cross-entropy over the whole ball by interval bounds."""
-
-    objective: Literal["ibp"]
-    warmup_weight: NonNegativeFloat
-
-
-class SABR(Method):
-    """Worst-case cross-entropy over a small box around an adversarial point, by interval bounds."""
-
-    objective: Literal["sabr"]
-    warmup_weight: NonNegativeFloat
-    lambda_ratio: float = Field(gt=0, le=1)
-    relu_shrinkage: float | None = Field(gt=0, lt=1)
-    attack: Attack
-
-
-METHODS: dict[str, type[Method]] = {"standard": Standard, "pgd": PGD, "ibp": IBP, "sabr": SABR}
-AnyMethod = Annotated[Standard | PGD | IBP | SABR, Field(discriminator="objective")]
-
-
 class Training(Strict):
-    """How to train, whatever the method; the published values are in `config/settings`."""
+    """How to train, whatever the method; the published values are in `config/settings`, options are off there.
+
+    Attributes
+    ----------
+    gradient_clip
+        Largest norm of the gradient; None: not clipped.
+    batch_norm_statistics
+        running: the moving averages that training leaves behind; population: the mean of the batches' statistics over
+        all images trained on, not augmented, computed after the last epoch.
+    validation_images
+        So many training images, the same for every method and seed, are held out; None: none are.
+    attack_precision
+        Of the network's passes in the attack; all else is float32.
+    compile
+        Compile the element-wise kernels.
+    deterministic
+        On a GPU: equal seeds give equal weights, at some cost; on a CPU they always do.
+    """
 
     dataset: DatasetName
     eps: Eps
@@ -163,6 +113,12 @@ class Training(Strict):
     learning_rate_factor: float = Field(gt=0, lt=1)
     ramp_start: PositiveInt
     ramp_end: PositiveInt
+    gradient_clip: PositiveFloat | None = None
+    batch_norm_statistics: Literal["running", "population"] = "running"
+    validation_images: PositiveInt | None = None
+    attack_precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "Training":
@@ -173,9 +129,12 @@ class Training(Strict):
             raise ValueError(
                 f"ramp_end and learning_rate_drops must lie within epochs ({self.epochs}), unlike {late[0]}"
             )
-        available = DATASETS[self.dataset].train_images
-        if self.train_images is not None and self.train_images > available:
-            raise ValueError(f"train_images is {self.train_images}, but {self.dataset} has {available}")
+        available = DATASETS[self.dataset].train_images - (self.validation_images or 0)
+        if max(self.train_images or 0, 1) > available:
+            raise ValueError(
+                f"train_images ({self.train_images}) and validation_images ({self.validation_images}) are more than "
+                f"the {DATASETS[self.dataset].train_images} training images of {self.dataset}"
+            )
         if (self.train_images or available) < self.batch_size:
             raise ValueError(f"batch_size ({self.batch_size}) is larger than train_images ({self.train_images})")
         steps = (self.train_images or available) // self.batch_size
@@ -193,7 +152,7 @@ class TrainingSpec(Training):
 
 
 class Attacked(Strict):
-    """How to attack the first `images` test images."""
+    """How to attack the first `images` test images, or, with `validation_images`, held-out training images."""
 
     dataset: DatasetName
     eps: Eps
@@ -201,11 +160,14 @@ class Attacked(Strict):
     attack: StrongAttack
     batch_size: PositiveInt
     seed: NonNegativeInt
+    validation_images: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _there_are_as_many(self) -> "Attacked":
+        if self.validation_images is not None and self.images > self.validation_images:
+            raise ValueError(f"images is {self.images}, but there are {self.validation_images} validation_images")
         available = DATASETS[self.dataset].test_images
-        if self.images > available:
+        if self.validation_images is None and self.images > available:
             raise ValueError(f"images is {self.images}, but {self.dataset} has {available} test images")
         return self
 

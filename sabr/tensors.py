@@ -1,13 +1,16 @@
 """Tensors on disk: plain, whole or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write named tensors to a file that `torch.load(..., weights_only=True)` reads; equal tensors give equal bytes.
+def save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """Write named tensors, plain values, and containers of them; equal ones give equal bytes.
+
+    `torch.load(..., weights_only=True)` reads the file.
 
     Raises
     ------

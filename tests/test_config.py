@@ -53,6 +53,65 @@ def test_the_paper_scale_is_the_published_protocol():
         assert row.certification.images == 10_000
 
 
+# The authors' commands: eps trained, eps attacked, alpha, L1, steps (De Palma et al. 2024).
+EXPRESSIVE = {
+    ("mnist-eps-0.1", "cc-ibp"): (0.2, 0.2, 0.1, 2e-6, [10]),
+    ("mnist-eps-0.1", "mtl-ibp"): (0.2, 0.2, 0.01, 1e-5, [10]),
+    ("mnist-eps-0.3", "cc-ibp"): (0.4002, 0.4002, 0.3, 3e-6, [10]),
+    ("mnist-eps-0.3", "mtl-ibp"): (0.4002, 0.4002, 0.08, 1e-6, [10]),
+    ("cifar10-eps-2_255", "cc-ibp"): (2 / 255, 4.2 / 255, 0.01, 3e-6, [0.25] * 8),
+    ("cifar10-eps-2_255", "mtl-ibp"): (2 / 255, 4.2 / 255, 0.004, 3e-6, [0.25] * 8),
+    ("cifar10-eps-2_255", "exp-ibp"): (2 / 255, 4.2 / 255, 0.095, 4e-6, [0.25] * 8),
+    ("cifar10-eps-8_255", "cc-ibp"): (8 / 255, 8 / 255, 0.5, 0, [10]),
+    ("cifar10-eps-8_255", "mtl-ibp"): (8 / 255, 8 / 255, 0.5, 1e-7, [10]),
+    ("cifar10-eps-8_255", "exp-ibp"): (8 / 255, 8 / 255, 0.5, 0, [10]),
+    ("tinyimagenet-eps-1_255", "cc-ibp"): (1 / 255, 1 / 255, 0.01, 5e-5, [10]),
+    ("tinyimagenet-eps-1_255", "mtl-ibp"): (1 / 255, 1 / 255, 0.01, 5e-5, [10]),
+    ("tinyimagenet-eps-1_255", "exp-ibp"): (1 / 255, 1 / 255, 0.04, 5e-5, [10]),
+}
+# Likewise: eps trained, ReLU layers attacked, w_TAPS, L1 by 7 layers, lambda (Mao et al. 2023).
+TAPS = {
+    ("mnist-eps-0.1", "taps"): (0.2, 1, 5, 0, None),
+    ("mnist-eps-0.1", "staps"): (0.2, 1, 5, 2e-5 / 7, 0.4),
+    ("mnist-eps-0.3", "taps"): (0.4, 1, 5, 0, None),
+    ("mnist-eps-0.3", "staps"): (0.4, 1, 5, 2e-6 / 7, 0.6),
+    ("cifar10-eps-2_255", "taps"): (2 / 255, 5, 5, 2e-6 / 7, None),
+    ("cifar10-eps-2_255", "staps"): (2 / 255, 1, 2, 2e-6 / 7, 0.1),
+    ("cifar10-eps-8_255", "taps"): (8 / 255, 1, 5, 2e-6 / 7, None),
+    ("cifar10-eps-8_255", "staps"): (8 / 255, 1, 5, 2e-6 / 7, 0.7),
+    ("tinyimagenet-eps-1_255", "taps"): (1 / 255, 1, 5, 0, None),
+    ("tinyimagenet-eps-1_255", "staps"): (1 / 255, 1, 5, 1e-6 / 7, 0.6),
+}
+# eps trained, kappa and beta at the end, loss fusion (Zhang et al. 2020; TinyImageNet: Shi et al. 2021).
+CROWN_IBP = {
+    "mnist-eps-0.1": (0.2, 0.5, 0, False),
+    "mnist-eps-0.3": (0.4, 0.5, 0, False),
+    "cifar10-eps-2_255": (2.2 / 255, 0, 1, False),
+    "cifar10-eps-8_255": (8.8 / 255, 0, 0, False),
+    "tinyimagenet-eps-1_255": (1 / 255, 0, 0, True),
+}
+
+
+def test_rivals_have_their_published_values():
+    names = sorted({name for _, name in EXPRESSIVE | TAPS} | {"crown-ibp"})
+    rows = {(row.setting, row.method): row.training for row in plan("paper", run={"methods": names}).main}
+    for key, (eps, attacked, alpha, l1, steps) in EXPRESSIVE.items():
+        t, m = rows[key], rows[key].method
+        assert (t.eps * m.eps_ratio, t.eps * m.eps_ratio * m.attack_eps_ratio) == pytest.approx(
+            (eps, attacked), rel=1e-3
+        )
+        assert (m.alpha, m.l1, m.attack.step_sizes) == (alpha, l1, steps)
+    for key, (eps, relus, weight, l1, lambda_ratio) in TAPS.items():
+        t, m = rows[key], rows[key].method
+        assert (t.eps * m.eps_ratio, m.l1) == pytest.approx((eps, l1), rel=2e-3)
+        assert (m.classifier.relus, m.classifier.gradient_weight) == (relus, weight)
+        assert getattr(m, "lambda_ratio", None) == lambda_ratio
+    for setting, (eps, kappa, beta, fusion) in CROWN_IBP.items():
+        t, m = rows[setting, "crown-ibp"], rows[setting, "crown-ibp"].method
+        assert t.eps * m.eps_ratio == pytest.approx(eps, rel=1e-3)
+        assert (m.kappa_end, m.beta_end, m.loss_fusion) == (kappa, beta, fusion)
+
+
 def test_a_sweep_uses_main_rows_again():
     resolved = plan(run={"lambda_sweep": {"setting": "mnist-eps-0.1", "method": "sabr", "values": [0.1, 0.4]}})
     assert [row.method for row in resolved.sweep] == ["sabr-lambda-0.1", "sabr"]
@@ -62,6 +121,7 @@ def test_a_sweep_uses_main_rows_again():
 def test_two_networks_never_share_a_folder():
     from_sweep = {"objective": "sabr", "initialisation": "intervals", "warmup_weight": 0, "lambda_ratio": 0.3}
     method = from_sweep | {"l1": 0, "relu_shrinkage": None, "attack": {"steps": [{"count": 1, "size": 1}]}}
+    method |= {"eps_ratio": 1, "lambda_end": None, "tau": "scalar"}
     with pytest.raises(SabrError, match="sabr-lambda-0.1/seed-1 would hold two different networks"):
         plan(methods={"sabr-lambda-0.1": method}, run={"methods": ["sabr", "sabr-lambda-0.1"]})
 
@@ -96,7 +156,7 @@ def test_shards_cover_every_image_once():
         ),
         (
             {"overrides": {"methods": {"sbar": {"lambda_ratio": 0.2}}}},
-            "overrides: methods.sbar: unknown key; allowed: ibp",
+            "overrides: methods.sbar: unknown key; allowed: cc-ibp",
         ),
         ({"overrides": {"settings": {"mnist-eps-0.33": {}}}}, "overrides: settings.mnist-eps-0.33: unknown key"),
         ({"overrides": {"run": {"settings": ["svhn-eps-0.1"]}}}, "'svhn-eps-0.1' is not known; allowed: cifar10-eps"),

@@ -45,12 +45,14 @@ def ball(images: Tensor, eps: float) -> Box:
     return Box((images - eps).clamp(0, 1), (images + eps).clamp(0, 1))
 
 
-def small_box(adversarial: Tensor, region: Box, tau: float) -> Box:
+def small_box(adversarial: Tensor, region: Box, tau: float | Tensor) -> Box:
     """The box of radius `tau` around an adversarial point, moved into `region` and cut to [0, 1] (SABR, section 3).
 
     The centre is clamp(adversarial, region.lower + tau, region.upper - tau). Where an image border has cut `region` to
     a width below 2 tau the upper limit wins, as in the authors' code: near pixels of value 1 the box then reaches
     below `region.lower` (for lambda > 1/2 only). Training does not need soundness, and the golden values ask for this.
+    With tau = lambda_ratio * region.radius, entry by entry, the box always lies in `region` (as in the code of TAPS;
+    SABR's has min(tau, region.radius) as an option).
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ def small_box(adversarial: Tensor, region: Box, tau: float) -> Box:
     region
         The ball of radius eps cut to [0, 1].
     tau
-        lambda_ratio * eps, in pixel units.
+        lambda_ratio * eps, or lambda_ratio times the radius of each entry, in pixel units.
     """
     centre = torch.minimum(torch.maximum(adversarial, region.lower + tau), region.upper - tau)
     return Box((centre - tau).clamp(0, 1), (centre + tau).clamp(0, 1))

@@ -115,7 +115,9 @@ class Margins(NamedTuple):
     relu_inputs: list[Centred]
 
 
-def margin_bounds(steps: Sequence[Step], box: Box, labels: Tensor, *, relu_shrinkage: float | None = None) -> Margins:
+def margin_bounds(
+    steps: Sequence[Step], box: Box | Centred, labels: Tensor, *, relu_shrinkage: float | None = None
+) -> Margins:
     """Lower bounds of the classification margins over a box, the last layer folded with the margin rows.
 
     As sound as `propagate`. Folding makes the bounds tighter than differences of logit bounds (Gowal et al. 2018,

@@ -1,12 +1,14 @@
 """Shuffled, augmented, scaled batches on the device."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sabr.data.datasets import Split
 from sabr.errors import SabrError
+from sabr.provenance import child_seed
 from sabr.settings import Dataset
 
 
@@ -52,10 +54,15 @@ class TrainingBatches:
         """Number of batches in an epoch."""
         return len(self._labels) // self._batch_size
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, *, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Each image at most once, in random order.
 
         All random choices of the epoch are made before its first batch.
+
+        Parameters
+        ----------
+        skip
+            So many batches at the start of the epoch are not given out.
 
         Yields
         ------
@@ -66,8 +73,10 @@ class TrainingBatches:
         flips = torch.rand(count, generator=self._generator) < (0.5 if self._dataset.flip else 0.0)
         room = self._dataset.stored_size + 2 * self._dataset.padding - self._dataset.size
         corners = torch.randint(room + 1, (count, 2), generator=self._generator) - self._dataset.padding
-        choices = (choice.to(self._images.device) for choice in (order, flips, corners))
-        for rows, flip, corner in zip(*(torch.chunk(choice, len(self)) for choice in choices), strict=True):
+        choices = [_moved(choice, self._images.device) for choice in (order, flips, corners)]
+        for index in range(skip, len(self)):
+            part = slice(index * self._batch_size, (index + 1) * self._batch_size)
+            rows, flip, corner = (choice[part] for choice in choices)
             yield _scaled(flipped_crops(self._images, rows, flip, corner, self._dataset.size)), self._labels[rows]
 
     def state(self) -> Tensor:
@@ -131,6 +140,36 @@ def evaluation_images(
     margin = (dataset.stored_size - dataset.size) // 2
     window = slice(margin, margin + dataset.size)
     return _scaled(split.images[indices][..., window, window].to(device)), split.labels[indices].to(device)
+
+
+class Held(NamedTuple):
+    """Images that are held out of training, and the rest."""
+
+    validation: Split
+    rest: Split
+
+
+def held_out(split: Split, count: int) -> Held:
+    """Hold out `count` training images, the same ones whatever is trained: for choosing hyper-parameters.
+
+    Raises
+    ------
+    SabrError
+        When no image would be left.
+    """
+    available = len(split.labels)
+    if count >= available:
+        raise SabrError(
+            f"{count} validation images cannot be held out of {available} training images; lower validation_images"
+        )
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(child_seed(0, "validation")))
+    chosen, rest = order[:count].sort().values, order[count:].sort().values
+    return Held(*(Split(split.images[rows], split.labels[rows]) for rows in (chosen, rest)))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _scaled(images: Tensor) -> Tensor:

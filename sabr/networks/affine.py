@@ -25,7 +25,7 @@ class CleanPass(NamedTuple):
     statistics: list[Statistics]
 
 
-def clean_pass(network: Network, images: Tensor) -> CleanPass:
+def clean_pass(network: Network, images: Tensor, *, momentum: float | None = None) -> CleanPass:
     """Run a batch through the network in training mode, and update the running statistics as PyTorch does.
 
     A bias in front of a batch norm has gradient exactly zero, here and in `folded_steps` with statistics: the mean
@@ -37,6 +37,8 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
         Its batch norms' running statistics are moved towards the batch's by their momentum.
     images
         (N, channels, height, width) in [0, 1].
+    momentum
+        Weight of this batch in the running statistics; None: each batch norm's own.
 
     Returns
     -------
@@ -51,7 +53,7 @@ def clean_pass(network: Network, images: Tensor) -> CleanPass:
             rectified = isinstance(following, nn.ReLU)
             points, mean, variance = normalise(points, layer.weight, layer.bias, layer.eps, relu=rectified)
             statistics.append(Statistics(mean, variance))
-            _move_running_statistics(layer, mean, variance, points.numel() // points.shape[1])
+            _move_running_statistics(layer, mean, variance, points.numel() // points.shape[1], momentum)
         elif rectified:  # the ReLU came with the batch norm
             rectified = False
         else:
@@ -168,9 +170,12 @@ def _scale_and_shift(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, varia
     return scale, layer.bias - mean * scale
 
 
-def _move_running_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor, n: int) -> None:
+def _move_running_statistics(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor, n: int, momentum: float | None
+) -> None:
     running_mean, running_variance = _running(layer)
-    momentum = 0.1 if layer.momentum is None else layer.momentum
+    if momentum is None:
+        momentum = 0.1 if layer.momentum is None else layer.momentum
     with torch.no_grad():
         running_mean.lerp_(mean.detach(), momentum)
         running_variance.lerp_(variance.detach() * (n / max(n - 1, 1)), momentum)

@@ -23,7 +23,7 @@ class AffineStep(Protocol):
         """|W| r: how far the image of a box of radius r reaches from the image of its centre."""
         ...
 
-    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+    def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g for each g; `shape` is that of one input of the step, without the batch."""
         ...
 
@@ -45,9 +45,9 @@ class ConvolutionStep:
         """|W| r."""
         return F.conv2d(radius, self.weight.abs(), None, self.stride, self.padding)
 
-    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+    def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
-        size, kernel = shape[1:], self.weight.shape[2:]
+        size, kernel = tuple(shape[1:]), self.weight.shape[2:]
         if shape[0] <= _FEW_CHANNELS:
             windows = self.weight.flatten(1).t() @ gradient.flatten(2)
             return F.fold(windows, size, kernel, padding=self.padding, stride=self.stride)
@@ -74,7 +74,7 @@ class LinearStep:
         """|W| r."""
         return F.linear(radius, self.weight.abs())
 
-    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+    def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
         return gradient @ self.weight
 
@@ -94,7 +94,7 @@ class ScaleStep:
         """|W| r."""
         return radius * self.scale.abs()
 
-    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+    def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
         return gradient * self.scale
 
@@ -110,7 +110,7 @@ class FlattenStep:
         """|W| r."""
         return radius.flatten(1)
 
-    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+    def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
         return gradient.reshape(-1, *shape).contiguous(memory_format=torch.channels_last)
 
@@ -150,7 +150,7 @@ def linearise(steps: Sequence[Step], points: Tensor) -> Linearised:
     points
         (N, ...); computed with in the weights' precision.
     """
-    shapes: list[torch.Size] = []
+    shapes: list[Sequence[int]] = []
     activations: list[Tensor | None] = []
     dtype = next((step.weight.dtype for step in steps if isinstance(step, ConvolutionStep | LinearStep)), points.dtype)
     with torch.no_grad():

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from sabr.config import read_yaml
 from sabr.errors import SabrError
-from sabr.specs import DatasetName, Strict, first_problem, parse_eps
+from sabr.methods import Strict
+from sabr.specs import DatasetName, first_problem, parse_eps
 
 
 def _label(value: str) -> str:

@@ -12,7 +12,8 @@ from pydantic import Field, PositiveFloat, ValidationError
 from sabr.config import read_yaml
 from sabr.errors import SabrError
 from sabr.files import atomic
-from sabr.specs import Strict, first_problem
+from sabr.methods import Strict
+from sabr.specs import first_problem
 
 _MPLSTYLE = Path(__file__).with_name("sabr.mplstyle")
 _FORMATS = ("pdf", "png")
@@ -25,7 +26,7 @@ class Look(Strict):
 
     label: str = Field(min_length=1)
     colour: str = Field("#7F7F7F", pattern=r"^#[0-9A-Fa-f]{6}$")
-    marker: Literal["o", "s", "^", "v", "D", "P", "x", "*"] = "*"
+    marker: Literal["o", "s", "^", "v", "<", "D", "P", "X", "h", "x", "*"] = "*"
     line: Literal["-", "--", "-.", ":"] = "-"
 
 

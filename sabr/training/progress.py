@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sabr.training.trainer import EpochMetrics
+from sabr.training.metrics import EpochMetrics
 from sabr.training.trainer import Progress as Step
 
 

@@ -18,7 +18,7 @@ def test_the_ball_is_cut_to_the_image_range(values, eps):
 
 
 @given(
-    st.lists(st.tuples(pixels, st.floats(0, 1)), min_size=1, max_size=20),
+    st.lists(st.tuples(pixels | st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=20),
     eps,
     st.floats(0.01, 0.5),
 )
@@ -30,6 +30,19 @@ def test_the_small_box_lies_in_the_ball(values, eps, lambda_ratio):
     assert (box.lower >= region.lower - 1e-6).all()
     assert (box.upper <= region.upper + 1e-6).all()
     assert (box.radius <= lambda_ratio * eps + 1e-6).all()
+
+
+@given(
+    st.lists(st.tuples(pixels | st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=20),
+    eps,
+    st.floats(0.01, 1),
+)
+def test_the_small_box_with_a_radius_for_each_entry_always_lies_in_the_ball(values, eps, lambda_ratio):
+    region = ball(torch.tensor([v for v, _ in values]), eps)
+    adversarial = region.lower + torch.tensor([u for _, u in values]) * (region.upper - region.lower)
+    box = small_box(adversarial, region, lambda_ratio * region.radius)
+    assert (box.lower >= region.lower - 1e-6).all() and (box.upper <= region.upper + 1e-6).all()
+    torch.testing.assert_close(box.radius, lambda_ratio * region.radius, rtol=0, atol=1e-6)
 
 
 @given(st.lists(st.floats(0.5, 0.5) | pixels, min_size=1, max_size=20), st.floats(1e-4, 0.2))

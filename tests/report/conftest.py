@@ -42,9 +42,9 @@ def make_row(tmp_path: Path) -> MakeRow:
         objective = objective or method.split("-")[0]
         spec: dict[str, Any] = {"objective": objective, "initialisation": "intervals", "l1": 0.0}
         if objective in ("ibp", "sabr"):
-            spec["warmup_weight"] = 0.5
+            spec |= {"warmup_weight": 0.5, "eps_ratio": 1.0}
         if objective == "sabr":
-            spec |= {"lambda_ratio": lambda_ratio, "relu_shrinkage": None}
+            spec |= {"lambda_ratio": lambda_ratio, "lambda_end": None, "tau": "scalar", "relu_shrinkage": None}
         if objective in ("pgd", "sabr"):
             spec["attack"] = ATTACK
         run = {

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 
 from sabr.analysis import box_growth
 from sabr.errors import SabrError
+from sabr.methods import METHODS
 from sabr.report import figures, records, style
 
 MakeRow = Callable[..., Path]
@@ -159,6 +160,8 @@ def test_style(looks: style.Style, tmp_path: Path) -> None:
         assert one.marker != other.marker and one.line != other.line and one.colour != other.colour
     grey = sorted(np.dot([int(look.colour[i : i + 2], 16) for i in (1, 3, 5)], (0.299, 0.587, 0.114)) for look in drawn)
     assert np.diff(grey).min() > 25  # of 255
+    everything = [(look.colour, look.marker, look.line) for look in looks.methods.values() if look.marker != "*"]
+    assert len(everything) == len(set(everything)) == len(METHODS)
     bad = tmp_path / "figures.yaml"
     bad.write_text(
         "widths: {column: 3.3, page: 6.9}\ndatasets: {}\nmeasures: {}\nmethods: {sabr: {label: S, colour: red}}\n"

@@ -1,14 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from sabr.bounds.boxes import Box
-from sabr.networks.affine import clean_pass
+from sabr.methods import METHODS
 from sabr.networks.architectures import Network
-from sabr.specs import IBP
-from sabr.training.methods.base import Batch, worst_case_cross_entropy
+from sabr.training.methods.base import worst_case_cross_entropy
 from sabr.training.methods.boxes import ibp, sabr
 from sabr.training.methods.plain import pgd
 from sabr.training.objectives import evaluate
@@ -17,22 +17,7 @@ from sabr.training.regularisers import l1_norm, warmup_regulariser
 STEPS = [0.5] * 4 + [0.05] * 3 + [0.005]
 
 
-def batch_of(network, images, labels, eps, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(network, images, labels, eps, clean_pass(network, images), generator)
-
-
-@pytest.fixture
-def batch(small_network):
-    network, _ = small_network()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(32, 1, 28, 28, generator=generator)
-    images[:4], images[4:8] = 0, 1
-    labels = torch.randint(10, (32,), generator=generator)
-    return batch_of(network, images, labels, 0.05)
-
-
-def test_by_hand():
+def test_by_hand(batch_of):
     # One linear layer, two classes: margin of class 0 is 2 x1 - x2 + 0.5.
     network = Network(nn.Linear(2, 2))
     with torch.no_grad():
@@ -47,7 +32,7 @@ def test_by_hand():
     assert ibp(batch).losses.item() == pytest.approx(loss(1.0 - 0.3), rel=1e-6)
     # The worst point is the corner (0.4, 0.6); there the small box of radius 0.04 has its centre at (0.44, 0.56).
     assert pgd(batch, step_sizes=STEPS).losses.item() == pytest.approx(loss(1.0 - 0.3), rel=1e-6)
-    small = sabr(batch, lambda_ratio=0.4, relu_shrinkage=None, step_sizes=STEPS)
+    small = sabr(batch, lambda_ratio=0.4, tau="scalar", relu_shrinkage=None, step_sizes=STEPS)
     assert small.losses.item() == pytest.approx(loss(1.0 - 0.18 - 0.12), rel=1e-6)
     assert small.correct.tolist() == [True]
 
@@ -57,23 +42,29 @@ def test_worst_case_cross_entropy_by_hand():
     assert float(worst_case_cross_entropy(lower)) == pytest.approx(math.log(1 + math.exp(-1) + math.exp(2)), rel=1e-6)
 
 
-def test_lambda_one_is_ibp(small_network):
+@pytest.mark.parametrize("tau", ["scalar", "per-dimension"])
+def test_lambda_one_is_ibp(small_network, batch_of, tau):
     network, _ = small_network()
     images = 0.1 + 0.8 * torch.rand(16, 1, 28, 28)  # no border cuts a ball of radius 0.05
     batch = batch_of(network, images, torch.arange(16) % 10, 0.05)
     expected = ibp(batch).losses
-    whole = sabr(batch, lambda_ratio=1.0, relu_shrinkage=None, step_sizes=STEPS).losses
-    nearly = sabr(batch, lambda_ratio=1 - 1e-6, relu_shrinkage=None, step_sizes=STEPS).losses  # with an attack
+    whole = sabr(batch, lambda_ratio=1.0, tau=tau, relu_shrinkage=None, step_sizes=STEPS).losses
+    nearly = sabr(batch, lambda_ratio=1 - 1e-6, tau=tau, relu_shrinkage=None, step_sizes=STEPS).losses  # with an attack
     assert torch.equal(whole, expected)
     torch.testing.assert_close(nearly, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_per_dimension_lambda_one_is_ibp_at_borders_too(batch):
+    nearly = sabr(batch, lambda_ratio=1 - 1e-6, tau="per-dimension", relu_shrinkage=None, step_sizes=STEPS).losses
+    torch.testing.assert_close(nearly, ibp(batch).losses, rtol=1e-3, atol=1e-4)
+
+
 def test_small_lambda_tends_to_pgd(batch):
-    tiny = sabr(batch, lambda_ratio=1e-5, relu_shrinkage=None, step_sizes=STEPS).losses
+    tiny = sabr(batch, lambda_ratio=1e-5, tau="scalar", relu_shrinkage=None, step_sizes=STEPS).losses
     batch.generator.manual_seed(0)
     adversarial = pgd(batch, step_sizes=STEPS).losses
     batch.generator.manual_seed(0)
-    tiny = sabr(batch, lambda_ratio=1e-5, relu_shrinkage=None, step_sizes=STEPS).losses
+    tiny = sabr(batch, lambda_ratio=1e-5, tau="scalar", relu_shrinkage=None, step_sizes=STEPS).losses
     torch.testing.assert_close(tiny, adversarial, rtol=1e-3, atol=1e-3)
 
 
@@ -82,7 +73,7 @@ def test_the_loss_lies_between_pgd_and_ibp(batch, lambda_ratio):
     batch.generator.manual_seed(0)
     lower = pgd(batch, step_sizes=STEPS).losses
     batch.generator.manual_seed(0)
-    middle = sabr(batch, lambda_ratio=lambda_ratio, relu_shrinkage=None, step_sizes=STEPS).losses
+    middle = sabr(batch, lambda_ratio=lambda_ratio, tau="scalar", relu_shrinkage=None, step_sizes=STEPS).losses
     upper = ibp(batch).losses
     assert (middle <= upper + 1e-5).all()
     # Per batch: the small box is moved inside, away from a corner that the attack may have reached.
@@ -91,20 +82,48 @@ def test_the_loss_lies_between_pgd_and_ibp(batch, lambda_ratio):
 
 def test_shrinking_lowers_the_loss(batch):
     batch.generator.manual_seed(0)
-    plain = sabr(batch, lambda_ratio=0.4, relu_shrinkage=None, step_sizes=STEPS).losses
+    plain = sabr(batch, lambda_ratio=0.4, tau="scalar", relu_shrinkage=None, step_sizes=STEPS).losses
     batch.generator.manual_seed(0)
-    shrunk = sabr(batch, lambda_ratio=0.4, relu_shrinkage=0.8, step_sizes=STEPS).losses
+    shrunk = sabr(batch, lambda_ratio=0.4, tau="scalar", relu_shrinkage=0.8, step_sizes=STEPS).losses
     assert shrunk.mean().item() < plain.mean().item()
 
 
-def test_before_the_ramp_every_method_is_clean(batch):
-    method = IBP(objective="ibp", initialisation="intervals", l1=0, warmup_weight=0.5)
-    early = Batch(batch.network, batch.images, batch.labels, 0.0, batch.clean, batch.generator)
-    found = evaluate(method, early)
+@pytest.mark.parametrize("name", METHODS)
+def test_before_the_ramp_every_method_is_clean(batch, method, name):
+    early = replace(batch, eps=0.0, ramp=0.0)
+    found = evaluate(method(name), early)
     expected = torch.nn.functional.cross_entropy(batch.clean.logits, batch.labels, reduction="none")
     torch.testing.assert_close(found.losses, expected)
-    assert found.bounds is not None
-    assert float(found.bounds.input_radius) == pytest.approx(1e-6, rel=0.1)
+    if name in ("standard", "pgd"):
+        assert found.bounds is None
+    else:
+        assert float(found.bounds.input_radius) == pytest.approx(1e-6, rel=0.1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_finite_and_reach_every_weight(batch, method, name):
+    for ramp in (0.5, 1.0):
+        found = evaluate(method(name), replace(batch, ramp=ramp))
+        assert found.losses.shape == found.correct.shape == batch.labels.shape
+        weights = [weight for weight in batch.network.parameters() if weight.dim() > 1]
+        for gradient in torch.autograd.grad(found.losses.mean(), weights, retain_graph=True):
+            assert torch.isfinite(gradient).all() and (gradient != 0).any()
+        if ramp < 1 and name not in ("standard", "pgd"):
+            assert torch.isfinite(warmup_regulariser(*found.bounds))
+
+
+def test_a_method_may_train_with_a_larger_radius(batch, method):
+    wider = method("ibp").model_copy(update={"eps_ratio": 2.0})
+    assert torch.equal(evaluate(wider, batch).losses, ibp(replace(batch, eps=0.1)).losses)
+
+
+def test_lambda_moves_with_eps(batch, method):
+    annealed = method("sabr").model_copy(update={"lambda_ratio": 0.2, "lambda_end": 1.0})
+    halfway = evaluate(annealed, replace(batch, ramp=0.5)).losses
+    batch.generator.manual_seed(0)
+    expected = sabr(batch, lambda_ratio=0.6, tau="scalar", relu_shrinkage=None, step_sizes=STEPS).losses
+    assert torch.equal(halfway, expected)
+    assert torch.equal(evaluate(annealed, batch).losses, ibp(batch).losses)
 
 
 def test_regulariser_by_hand():

@@ -6,7 +6,8 @@ import sys
 
 SHOW = """
 from sabr.training.progress import progress
-from sabr.training.trainer import EpochMetrics, Progress
+from sabr.training.metrics import EpochMetrics
+from sabr.training.trainer import Progress
 metrics = EpochMetrics(1, 0.05, 1e-3, 0.7, 0.6, 0.05, 0.05, 0.9, 0.8, 2.0, 640.0)
 with progress("sabr on mnist", 2) as report:
     for step in range(1, 11):

@@ -14,7 +14,8 @@ import pytest
 pytestmark = pytest.mark.workflow
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in ("standard", "pgd", "ibp", "sabr", "sabr-lambda-0.1")]
+METHODS = ("standard", "pgd", "ibp", "sabr", "crown-ibp", "mtl-ibp", "staps", "sabr-lambda-0.1")
+ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in METHODS]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Linear bounds backward through a network (CROWN, DeepPoly): the outputs bounded by linear functions of the input."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sabr.bounds.boxes import Box
+from sabr.bounds.interval import Centred, margin_rows
+from sabr.networks.steps import LinearStep, ReLUStep, Step
+
+
+class Relaxation(NamedTuple):
+    """Linear bounds of z = max(y, 0) for l <= y <= u: lower_slope y <= z <= upper_slope y + upper_offset."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+
+
+def relax(inputs: Box | Centred) -> Relaxation:
+    """The ReLU triangle with the adaptive lower slope: 1 where u > -l, else 0 (Zhang et al. 2018).
+
+    A sound bound. The upper line goes through (l, 0) and (u, u); gradients flow through it to l and u. Where the ReLU
+    is stable both lines are the ReLU itself.
+
+    Parameters
+    ----------
+    inputs
+        (N, ...) boxes at the input of a ReLU.
+    """
+    lower, upper = inputs.lower, inputs.upper
+    unstable = (lower < 0) & (upper > 0)
+    width = torch.where(unstable, upper - lower, torch.ones_like(upper))  # never divide by 0: NaN gradients
+    upper_slope = torch.where(unstable, upper / width, (lower >= 0).to(upper.dtype))
+    upper_offset = torch.where(unstable, -upper_slope * lower, torch.zeros_like(upper))
+    lower_slope = torch.where(unstable, upper > -lower, lower >= 0).to(upper.dtype)
+    return Relaxation(lower_slope, upper_slope, upper_offset)
+
+
+def backward_bound(
+    steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | Centred], weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Lower bounds of linear functions of a network's output over a box, by one pass from the output to the input.
+
+    Sound in exact arithmetic; float32 rounding is not accounted for. With interval bounds at the ReLUs it is CROWN-IBP
+    (Zhang et al. 2020, section 3), with bounds of this kind CROWN (Zhang et al. 2018, section 3). Convolutions are
+    pulled back as transposed convolutions; no matrix of one is ever formed.
+
+    Parameters
+    ----------
+    steps
+        A folded network, or the first part of one.
+    box
+        (N, ...) input boxes.
+    relu_inputs
+        Bounds at the input of each ReLU of `steps`, in order, sound over `box`; differentiable.
+    weight, bias
+        (N, R, H) and (N, R): R functions of the output (N, H) for each image, weight @ output + bias.
+
+    Returns
+    -------
+    Tensor
+        (N, R) lower bounds.
+    """
+    offsets, shapes = _offsets(steps, box)
+    remaining = list(relu_inputs)
+    for step, offset, shape in zip(reversed(steps), reversed(offsets), reversed(shapes), strict=True):
+        if isinstance(step, ReLUStep):
+            relaxation = relax(remaining.pop())
+            falling = weight < 0  # a falling function of z is least at z's upper bound
+            bias = bias + _inner(torch.where(falling, weight, 0), relaxation.upper_offset)
+            slope = torch.where(falling, relaxation.upper_slope.unsqueeze(1), relaxation.lower_slope.unsqueeze(1))
+            weight = weight * slope
+        else:
+            bias = bias + _inner(weight, offset)
+            weight = step.pull(weight.flatten(0, 1), shape).reshape(*bias.shape, *shape)
+    return bias + _inner(weight, box.centre) - _inner(weight.abs(), box.radius)
+
+
+def crown_margins(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | Centred], labels: Tensor) -> Tensor:
+    """Lower bounds (N, K-1) of logit_y - logit_j for j != y in increasing j, by `backward_bound`.
+
+    Parameters
+    ----------
+    steps
+        A folded network that ends in a linear layer.
+    box, relu_inputs
+        As in `backward_bound`.
+    labels
+        (N,) true classes.
+    """
+    last = steps[-1]
+    if not isinstance(last, LinearStep):
+        raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
+    return backward_bound(steps[:-1], box, relu_inputs, *margin_rows(last, labels))
+
+
+def _offsets(steps: Sequence[Step], box: Box) -> tuple[list[Tensor], list[Sequence[int]]]:
+    """For each step the image of 0, (1, *output shape): b in x -> W x + b; and the shape of its input."""
+    points = torch.zeros_like(box.lower[:1])
+    offsets: list[Tensor] = []
+    shapes: list[Sequence[int]] = []
+    for step in steps:
+        shapes.append(points.shape[1:])
+        offsets.append(step.apply(points))
+        points = torch.zeros_like(offsets[-1])
+    return offsets, shapes
+
+
+def _inner(rows: Tensor, points: Tensor) -> Tensor:
+    """Inner products (N, R) of rows (N, R, ...) with one point an image, (N, ...), or one for all, (1, ...)."""
+    return torch.matmul(rows.flatten(2), points.flatten(1).unsqueeze(2)).squeeze(2)
