@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from sabr.errors import SabrError
 from sabr.methods import METHODS, Strict
@@ -27,12 +27,13 @@ class LambdaSweep(Strict):
 
 
 class Job(Strict):
-    """What one job that trains, attacks or certifies may use."""
+    """What one job that trains, attacks or certifies may use, and how much training may be lost when it is killed."""
 
     threads: PositiveInt
     gpus: NonNegativeInt
     memory_mb: PositiveInt
     minutes: PositiveInt
+    save_minutes: PositiveFloat
 
 
 class Run(Strict):
@@ -201,7 +202,9 @@ def _title(scale: str, rows: list[Row]) -> str:
     trained = words({row.training.train_images for row in rows})
     epochs = words({row.training.epochs for row in rows})
     tested = words({row.certification.images for row in rows})
-    return f"{scale}: {networks}, {trained} training images, {epochs} epochs, first {tested} test images"
+    validated = {row.certification.validation_images is not None for row in rows}
+    kind = "validation" if all(validated) else "test or validation" if any(validated) else "test"
+    return f"{scale}: {networks}, {trained} training images, {epochs} epochs, first {tested} {kind} images"
 
 
 _SCALE_KEYS = {"run", "training", "certification", "methods", "settings"}
@@ -278,6 +281,12 @@ def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer]
     training = _merged(Training, where, dataset, [layer.part("training") for layer in layers])
     tested = {**dataset, "eps": own.content.get("eps"), "seed": 0}
     certification = _merged(Certification, where, tested, [layer.part("certification") for layer in layers])
+    if certification.validation_images not in (None, training.validation_images):
+        raise SabrError(
+            f"{where}: certification.validation_images is {certification.validation_images}, but "
+            f"training.validation_images is {training.validation_images}; both must be the same, or images that were "
+            "trained on would be certified"
+        )
     return Row(
         setting,
         name,

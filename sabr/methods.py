@@ -30,10 +30,21 @@ class Attack(Strict):
 
 
 class Method(Strict):
-    """What all training methods share."""
+    """What all training methods share.
+
+    Attributes
+    ----------
+    initialisation
+        Of the weights: for tame interval bounds (Shi et al. 2021), or PyTorch's own.
+    l1
+        Weight of the sum of all absolute parameters.
+    gradient_clip
+        Largest norm of the gradient; None: not clipped.
+    """
 
     initialisation: Literal["intervals", "pytorch"]
     l1: NonNegativeFloat
+    gradient_clip: PositiveFloat | None = None
 
 
 class Standard(Method):

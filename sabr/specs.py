@@ -87,8 +87,6 @@ class Training(Strict):
 
     Attributes
     ----------
-    gradient_clip
-        Largest norm of the gradient; None: not clipped.
     batch_norm_statistics
         running: the moving averages that training leaves behind; population: the mean of the batches' statistics over
         all images trained on, not augmented, computed after the last epoch.
@@ -113,7 +111,6 @@ class Training(Strict):
     learning_rate_factor: float = Field(gt=0, lt=1)
     ramp_start: PositiveInt
     ramp_end: PositiveInt
-    gradient_clip: PositiveFloat | None = None
     batch_norm_statistics: Literal["running", "population"] = "running"
     validation_images: PositiveInt | None = None
     attack_precision: Literal["float32", "bfloat16"] = "float32"

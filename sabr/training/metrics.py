@@ -76,7 +76,7 @@ class EpochRecord:
             parts = ", ".join(f"{name} {float(done[step, column]):.4g}" for column, name in enumerate(_PARTS[:3]))
             raise SabrError(
                 f"training diverged in epoch {epoch}, step {step + 1}, at eps {epsilons[step]:.6g}: the loss is not "
-                f"finite ({parts}); lower training.learning_rate, lengthen the ramp, or set training.gradient_clip"
+                f"finite ({parts}); lower training.learning_rate, lengthen the ramp, or set the method's gradient_clip"
             )
 
     def metrics(self, epoch: int, eps: float, rate: float, batch_size: int, seconds: float) -> EpochMetrics:

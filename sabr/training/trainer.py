@@ -116,8 +116,8 @@ def train(
             loss = step_loss(network, images, labels, epsilons[step], spec, generator)
             optimiser.zero_grad()
             loss.total.backward()  # type: ignore[no-untyped-call]
-            if spec.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), spec.gradient_clip, foreach=True)
+            if spec.method.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), spec.method.gradient_clip, foreach=True)
             optimiser.step()
             record.add(step, loss)
             done = step + 1
@@ -176,7 +176,7 @@ def _refuse_bad_weights(network: Network, epoch: int, step: int) -> None:
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise SabrError(
             f"training diverged in epoch {epoch}, step {step}: the loss is finite, but a weight is not any more; "
-            "lower training.learning_rate, or set training.gradient_clip"
+            "lower training.learning_rate, or set the method's gradient_clip"
         )
 
 

@@ -29,9 +29,13 @@ SETTINGS = {
     }
     for row in PLAN.rows.values()
 }
+# Not parameters of the rules: whatever they are, the results are the same.
+ENVIRONMENT = {"SABR_SAVE_MINUTES": str(JOB.save_minutes)}
 if PLAN.config.data.mirror:
-    # Not a parameter of the rule: another mirror gives the same files.
-    shell.prefix(f"export SABR_MIRROR={quote(PLAN.config.data.mirror)}; ")
+    ENVIRONMENT["SABR_MIRROR"] = PLAN.config.data.mirror
+shell.prefix(
+    "".join(f"export {name}={quote(value)}; " for name, value in ENVIRONMENT.items())
+)
 ENV = "../../envs/run.yaml"
 REPORT_ENV = "../../envs/report.yaml"
 

@@ -21,6 +21,8 @@ rule training_spec:
         "sabr spec training {params.json:q} --output {output:q} &> {log:q}"
 
 
+# Its state lies in model.resume.pt until it is done, which Snakemake must not know: it deletes what a failed job made.
+# Exit code 75: stopped by SIGTERM, to be continued; run again (a profile's `retries` does so), it goes on from there.
 rule train:
     input:
         run=f"{ROW}/run.json",

@@ -1,0 +1,54 @@
+"""Compiled kernels compute what they compute when they are not."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+COMPARE = """
+import torch
+from sabr.bounds.boxes import Box, ball
+from sabr.bounds.interval import propagate
+from sabr.kernels import compile_kernels
+from sabr.networks.affine import clean_pass, folded_steps
+from sabr.networks.architectures import build
+from sabr.settings import ARCHITECTURES, DATASETS
+from sabr.training.regularisers import warmup_regulariser
+
+torch.set_num_threads(1)
+
+def gradients():
+    network = build(ARCHITECTURES["cnn-tiny"], DATASETS["cifar10"], seed=0).to(memory_format=torch.channels_last)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    clean = clean_pass(network, images)
+    found = propagate(folded_steps(network, clean.statistics), ball(images, 0.01), relu_shrinkage=0.8)
+    loss = found.output.upper.sum() + warmup_regulariser(found.relu_inputs, torch.tensor(0.01))
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+before = gradients()
+if not compile_kernels():
+    print("no compiler")
+else:
+    for one, two in zip(before, gradients(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    print("agree", len(before))
+"""
+
+
+def run(environment=None):
+    return subprocess.run([sys.executable, "-c", COMPARE], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_kernels_give_the_same_values_and_gradients():
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["agree", "11"]
+
+
+def test_without_a_compiler_training_goes_on_without(tmp_path):
+    done = run({"PATH": str(tmp_path), "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "no compiler"
