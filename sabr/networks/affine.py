@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from sabr.networks.architectures import Network, Normalise
 from sabr.networks.batch_norm import normalise
-from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, ScaleStep, Step
+from sabr.networks.steps import (
+    ConvolutionStep,
+    FlattenStep,
+    LinearStep,
+    ReLUStep,
+    ScaleStep,
+    Step,
+    SumStep,
+    first_weight,
+)
 
 
 class Statistics(NamedTuple):
@@ -108,23 +117,45 @@ def as_module(steps: Sequence[Step]) -> nn.Sequential:
     TypeError
         For a `ScaleStep`.
     """
-    layers: list[nn.Module] = []
-    for step in steps:
-        match step:
-            case ConvolutionStep(weight, bias, stride, padding):
-                layer: nn.Module = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], stride, padding)  # type: ignore[arg-type]
-                layer.load_state_dict({"weight": weight, "bias": bias})
-            case LinearStep(weight, bias):
-                layer = nn.Linear(weight.shape[1], weight.shape[0])
-                layer.load_state_dict({"weight": weight, "bias": bias})
-            case FlattenStep():
-                layer = nn.Flatten()
-            case ReLUStep():
-                layer = nn.ReLU()
-            case _:
-                raise TypeError(f"{type(step).__name__} has no layer of its own")
-        layers.append(layer)
-    return nn.Sequential(*layers).to(next(s.weight for s in steps if isinstance(s, ConvolutionStep | LinearStep)))
+    weight = first_weight(steps)
+    module = nn.Sequential(*map(_layer, steps))
+    return module if weight is None else module.to(weight)
+
+
+class Sum(nn.Module):
+    """The sum of what each path makes of the same input."""
+
+    def __init__(self, paths: Sequence[Sequence[Step]]) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList(nn.Sequential(*map(_layer, path)) for path in paths)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Add up the paths at `points`."""
+        total: Tensor = self.paths[0](points)
+        for path in self.paths[1:]:  # a plain sum: engines that read modules know it
+            total = total + path(points)
+        return total
+
+
+def _layer(step: Step) -> nn.Module:
+    """The torch layer that computes what one step does."""
+    match step:
+        case ConvolutionStep(weight, bias, stride, padding):
+            layer: nn.Module = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], stride, padding)  # type: ignore[arg-type]
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            return layer
+        case LinearStep(weight, bias):
+            layer = nn.Linear(weight.shape[1], weight.shape[0])
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            return layer
+        case FlattenStep():
+            return nn.Flatten()
+        case ReLUStep():
+            return nn.ReLU()
+        case SumStep(paths):
+            return Sum(paths)
+        case _:
+            raise TypeError(f"{type(step).__name__} has no layer of its own")
 
 
 def _layers(network: Network) -> Iterator[tuple[nn.Module, nn.Module | None]]:

@@ -1,7 +1,8 @@
-"""Affine and ReLU steps: what bounds and attacks ask of the layers of a network."""
+"""Affine and ReLU steps, and sums of paths of them: what bounds and attacks ask of the layers of a network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -116,14 +117,29 @@ class FlattenStep:
 
 
 class ReLUStep:
-    """max(x, 0), the only step that is not affine."""
+    """max(x, 0), the only step that bends."""
 
     def apply(self, points: Tensor) -> Tensor:
         """max(x, 0) for each point."""
         return F.relu(points)
 
 
-Step = ConvolutionStep | LinearStep | ScaleStep | FlattenStep | ReLUStep
+@dataclass(frozen=True)
+class SumStep:
+    """The sum of what each path makes of the same input: a residual block; an empty path is the identity.
+
+    Not affine where a path holds a ReLU.
+    """
+
+    paths: tuple[tuple["Step", ...], ...]
+
+    def apply(self, points: Tensor) -> Tensor:
+        """path_1(x) + path_2(x) + ... for each point."""
+        first, *others = (forward(path, points) for path in self.paths)
+        return sum(others, first)
+
+
+Step = ConvolutionStep | LinearStep | ScaleStep | FlattenStep | ReLUStep | SumStep
 
 
 def forward(steps: Sequence[Step], points: Tensor) -> Tensor:
@@ -150,33 +166,67 @@ def linearise(steps: Sequence[Step], points: Tensor) -> Linearised:
     points
         (N, ...); computed with in the weights' precision.
     """
-    shapes: list[Sequence[int]] = []
-    activations: list[Tensor | None] = []
-    dtype = next((step.weight.dtype for step in steps if isinstance(step, ConvolutionStep | LinearStep)), points.dtype)
+    weight = first_weight(steps)
+    dtype = points.dtype if weight is None else weight.dtype
     with torch.no_grad():
-        current = points.to(dtype)
-        for step in steps:
-            shapes.append(current.shape[1:])
-            if isinstance(step, ReLUStep):
-                # Everything but the caller's points was made here, so that it may be overwritten.
-                current = current.relu() if len(shapes) == 1 else current.relu_()
-                activations.append(current)
-            else:
-                current = step.apply(current)
-                activations.append(None)
+        logits, back = _linearise(steps, points.to(dtype))
 
     @torch.no_grad()
     def pull(gradient: Tensor) -> Tensor:
-        back = gradient.to(dtype, copy=True)
-        for step, shape, activation in zip(reversed(steps), reversed(shapes), reversed(activations), strict=True):
-            if isinstance(step, ReLUStep):
-                assert activation is not None
-                torch.ops.aten.threshold_backward.grad_input(back, activation, 0, grad_input=back)
-            else:
-                back = step.pull(back, shape)
-        return back.to(points.dtype)
+        return back(gradient.to(dtype)).to(points.dtype)
 
-    return Linearised(current.to(points.dtype), pull)
+    return Linearised(logits.to(points.dtype), pull)
+
+
+def first_weight(steps: Sequence[Step]) -> Tensor | None:
+    """The first weight of the network, which tells precision and device of all; None if there is none."""
+    for step in steps:
+        match step:
+            case ConvolutionStep() | LinearStep():
+                return step.weight
+            case SumStep(paths):
+                found = first_weight([step for path in paths for step in path])
+                if found is not None:
+                    return found
+    return None
+
+
+def _linearise(steps: Sequence[Step], points: Tensor) -> Linearised:
+    """The same in one precision; neither the points nor a gradient is overwritten."""
+    backs: list[Callable[[Tensor], Tensor]] = []
+    current = points
+    for step in steps:
+        if isinstance(step, SumStep):
+            paths = [_linearise(path, current) for path in step.paths]
+            current = sum((path.logits for path in paths[1:]), paths[0].logits)
+            backs.append(partial(_pull_paths, [path.pull for path in paths]))
+        elif isinstance(step, ReLUStep):
+            # What was made here, and by no one else, may be overwritten.
+            own = current.untyped_storage().data_ptr() != points.untyped_storage().data_ptr()
+            current = current.relu_() if own else current.relu()
+            backs.append(partial(_pull_relu, current))
+        else:
+            backs.append(partial(step.pull, shape=current.shape[1:]))
+            current = step.apply(current)
+
+    def pull(gradient: Tensor) -> Tensor:
+        back = gradient.clone()
+        for earlier in reversed(backs):
+            back = earlier(back)
+        return back
+
+    return Linearised(current, pull)
+
+
+def _pull_relu(activation: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where the ReLU lets it through, in place."""
+    torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0, grad_input=gradient)
+    return gradient
+
+
+def _pull_paths(pulls: Sequence[Callable[[Tensor], Tensor]], gradient: Tensor) -> Tensor:
+    first, *others = (pull(gradient) for pull in pulls)
+    return sum(others, first)
 
 
 def cast(steps: Sequence[Step], dtype: torch.dtype) -> list[Step]:
@@ -188,6 +238,8 @@ def cast(steps: Sequence[Step], dtype: torch.dtype) -> list[Step]:
                 result.append(replace(step, weight=step.weight.to(dtype), bias=step.bias.to(dtype)))
             case ScaleStep():
                 result.append(ScaleStep(step.scale.to(dtype), step.shift.to(dtype)))
+            case SumStep(paths):
+                result.append(SumStep(tuple(tuple(cast(path, dtype)) for path in paths)))
             case _:
                 result.append(step)
     return result

@@ -6,7 +6,7 @@ from torch import nn
 
 from sabr.networks.affine import Statistics, as_module, clean_pass, folded_steps
 from sabr.networks.architectures import Network
-from sabr.networks.steps import ScaleStep, forward
+from sabr.networks.steps import ConvolutionStep, ReLUStep, ScaleStep, SumStep, forward
 from sabr.settings import DATASETS
 
 
@@ -68,6 +68,14 @@ def test_as_module_computes_the_same(small_network):
     assert isinstance(steps[0], ScaleStep)
     images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(as_module(steps[1:])(steps[0].apply(images)), forward(steps, images))
+
+
+def test_as_module_goes_into_sums():
+    inner = ConvolutionStep(torch.randn(3, 3, 3, 3), torch.randn(3), (1, 1), (1, 1))
+    steps = [SumStep(((), (inner, ReLUStep()), (inner, SumStep(((), (ReLUStep(),))))))]
+    points = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(as_module(steps)(points), forward(steps, points))
+    assert as_module([ReLUStep()])(points).min() == 0
 
 
 def test_unknown_layers_are_named():

@@ -2,12 +2,32 @@ import pytest
 import torch
 from torch.autograd.functional import vjp
 
-from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, ScaleStep, cast, forward, linearise
+from sabr.networks.steps import (
+    ConvolutionStep,
+    FlattenStep,
+    LinearStep,
+    ReLUStep,
+    ScaleStep,
+    SumStep,
+    cast,
+    first_weight,
+    forward,
+    linearise,
+)
 
 
 def convolution(inputs, outputs, kernel, stride, padding):
     weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=torch.channels_last)
     return ConvolutionStep(weight, torch.randn(outputs), (stride, stride), (padding, padding))
+
+
+@pytest.fixture
+def residual():
+    """A network of (2, 6, 6) to 5 with a sum in a sum, a ReLU at the start of a path and a path that is the identity."""
+    inner = SumStep(((), (ReLUStep(), convolution(4, 4, 3, 1, 1)), (convolution(4, 4, 1, 1, 0), ReLUStep())))
+    block = SumStep(((inner, convolution(4, 3, 3, 2, 1)), (convolution(4, 3, 1, 2, 0),)))
+    last = LinearStep(torch.randn(5, 27), torch.randn(5))
+    return [convolution(2, 4, 3, 1, 1), ReLUStep(), block, ReLUStep(), FlattenStep(), last]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +71,54 @@ def test_a_network_that_starts_with_relu_does_not_overwrite_its_points():
     _, pull = linearise(steps, points)
     assert torch.equal(points, before)
     assert (pull(torch.ones(4, 2))[points < 0] == 0).all()
+
+
+def test_nor_does_one_that_flattens_them_first():
+    steps = [FlattenStep(), ReLUStep(), LinearStep(torch.randn(2, 3), torch.randn(2))]
+    points = torch.randn(4, 3, 1, 1)
+    before = points.clone()
+    linearise(steps, points)
+    assert torch.equal(points, before)
+
+
+def test_a_sum_adds_its_paths_up():
+    double = LinearStep(2 * torch.eye(2), torch.tensor([1.0, 0.0]))
+    points = torch.tensor([[1.0, -2.0]])
+    assert SumStep(((), (double, ReLUStep()))).apply(points).tolist() == [[4.0, -2.0]]
+    assert SumStep(((double,),)).apply(points).tolist() == [[3.0, -4.0]]
+
+
+def test_linearise_goes_into_sums(residual):
+    points, gradient = torch.randn(3, 2, 6, 6), torch.randn(3, 5)
+    before = points.clone(), gradient.clone()
+    expected, back = vjp(lambda x: forward(residual, x), points, gradient)
+    logits, pull = linearise(residual, points)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(pull(gradient), back, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pull(gradient), back, rtol=1e-4, atol=1e-4)
+    assert torch.equal(points, before[0]) and torch.equal(gradient, before[1])
+
+
+@pytest.mark.parametrize("path", [(), (ReLUStep(),), (FlattenStep(), ReLUStep())])
+def test_a_sum_of_one_path_overwrites_nothing(path):
+    points = torch.randn(4, 3)
+    before = points.clone()
+    linearise([SumStep((path,)), ReLUStep()], points)
+    assert torch.equal(points, before)
+
+
+def test_casting_goes_into_sums(residual):
+    points = torch.rand(3, 2, 6, 6, dtype=torch.float64)
+    precise = cast(residual, torch.float64)
+    assert first_weight(precise).dtype == torch.float64
+    torch.testing.assert_close(
+        forward(precise, points).float(), forward(residual, points.float()), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_first_weight_may_be_in_a_sum(residual):
+    assert first_weight([ReLUStep(), residual[2]]) is residual[2].paths[0][0].paths[1][1].weight
+    assert first_weight([ReLUStep(), SumStep(((), (ReLUStep(),)))]) is None
 
 
 def test_in_half_the_precision_the_gradient_is_nearly_the_same(small_network):
