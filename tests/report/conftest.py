@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from sabr.report import published, style
+from sabr.specs import CERTIFICATION_REVISION, TRAINING_REVISION
 
 ATTACK = {"steps": [{"count": 4, "size": 0.5}]}
 CONFIG = Path(__file__).parents[2] / "config"
@@ -50,13 +51,14 @@ def make_row(tmp_path: Path) -> MakeRow:
         run = {
             **{"dataset": dataset, "eps": radius, "architecture": "cnn-small", "train_images": None, "epochs": 3},
             **{"batch_size": 128, "learning_rate": 5e-4, "learning_rate_drops": [2], "learning_rate_factor": 0.2},
-            **{"ramp_start": 1, "ramp_end": 2, "method": spec, "seed": seed, "revision": 1},
+            **{"ramp_start": 1, "ramp_end": 2, "method": spec, "seed": seed, "revision": TRAINING_REVISION},
         }
         provenance = {"versions": {"torch": "2.10"}, "commit": None, "machine": {}}
         model = {"spec": run, "provenance": provenance, "seconds": 12.5, "sha256": "aa", "history": []}
         certification = {
             **{"dataset": dataset, "eps": radius, "images": images, "stages": list(stages), "batch_size": 50},
-            **{"attack": {**ATTACK, "restarts": 1, "loss": "margin"}, "alpha_iterations": 20, "seed": 0, "revision": 1},
+            **{"attack": {**ATTACK, "restarts": 1, "loss": "margin"}, "alpha_iterations": 20, "seed": 0},
+            "revision": CERTIFICATION_REVISION,
         }
         judged = {
             "certification": certification,

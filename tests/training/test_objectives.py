@@ -149,3 +149,8 @@ def test_layers_without_active_or_inactive_neurons_give_finite_gradients(sign):
 
 def test_l1_by_hand():
     assert float(l1_norm([torch.tensor([[1.0, -2.0]]), torch.tensor([-0.5])])) == 3.5
+
+
+def test_l1_of_many_weights_is_not_lost_to_rounding():
+    weights = torch.randn(512, 6272, generator=torch.Generator().manual_seed(0))
+    assert float(l1_norm([weights])) == pytest.approx(float(weights.double().abs().sum()), rel=1e-5)
