@@ -113,7 +113,8 @@ class FlattenStep:
 
     def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
-        return gradient.reshape(-1, *shape).contiguous(memory_format=torch.channels_last)
+        back = gradient.reshape(-1, *shape)
+        return back.contiguous(memory_format=torch.channels_last) if len(shape) == 3 else back
 
 
 class ReLUStep:
