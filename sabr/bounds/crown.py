@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import Centred, margin_rows
-from sabr.networks.steps import LinearStep, ReLUStep, Step
+from sabr.bounds.rows import input_shapes
+from sabr.networks.steps import LinearStep, ReLUStep, Step, SumStep
 
 
 class Relaxation(NamedTuple):
@@ -64,18 +65,27 @@ def backward_bound(
     Tensor
         (N, R) lower bounds.
     """
-    offsets, shapes = _offsets(steps, box)
     remaining = list(relu_inputs)
-    for step, offset, shape in zip(reversed(steps), reversed(offsets), reversed(shapes), strict=True):
-        if isinstance(step, ReLUStep):
-            relaxation = relax(remaining.pop())
-            falling = weight < 0  # a falling function of z is least at z's upper bound
-            bias = bias + _inner(torch.where(falling, weight, 0), relaxation.upper_offset)
-            slope = torch.where(falling, relaxation.upper_slope.unsqueeze(1), relaxation.lower_slope.unsqueeze(1))
-            weight = weight * slope
-        else:
-            bias = bias + _inner(weight, offset)
-            weight = step.pull(weight.flatten(0, 1), shape).reshape(*bias.shape, *shape)
+
+    def back(part: Sequence[Step], shape: Sequence[int], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        shapes = input_shapes(part, shape)[:-1]
+        for step, own in zip(reversed(part), reversed(shapes), strict=True):
+            if isinstance(step, ReLUStep):
+                relaxation = relax(remaining.pop())
+                falling = weight < 0  # a falling function of z is least at z's upper bound
+                bias = bias + _inner(torch.where(falling, weight, 0), relaxation.upper_offset)
+                slope = torch.where(falling, relaxation.upper_slope.unsqueeze(1), relaxation.lower_slope.unsqueeze(1))
+                weight = weight * slope
+            elif isinstance(step, SumStep):
+                paths = [back(path, own, weight, torch.zeros_like(bias)) for path in reversed(step.paths)]
+                weight = torch.stack([rows for rows, _ in paths]).sum(0)
+                bias = bias + torch.stack([offset for _, offset in paths]).sum(0)
+            else:
+                bias = bias + _inner(weight, step.apply(box.lower.new_zeros(1, *own)))
+                weight = step.pull(weight.flatten(0, 1), own).reshape(*bias.shape, *own)
+        return weight, bias
+
+    weight, bias = back(steps, box.lower.shape[1:], weight, bias)
     return bias + _inner(weight, box.centre) - _inner(weight.abs(), box.radius)
 
 
@@ -95,18 +105,6 @@ def crown_margins(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | C
     if not isinstance(last, LinearStep):
         raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
     return backward_bound(steps[:-1], box, relu_inputs, *margin_rows(last, labels))
-
-
-def _offsets(steps: Sequence[Step], box: Box) -> tuple[list[Tensor], list[Sequence[int]]]:
-    """For each step the image of 0, (1, *output shape): b in x -> W x + b; and the shape of its input."""
-    points = torch.zeros_like(box.lower[:1])
-    offsets: list[Tensor] = []
-    shapes: list[Sequence[int]] = []
-    for step in steps:
-        shapes.append(points.shape[1:])
-        offsets.append(step.apply(points))
-        points = torch.zeros_like(offsets[-1])
-    return offsets, shapes
 
 
 def _inner(rows: Tensor, points: Tensor) -> Tensor:

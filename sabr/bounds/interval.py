@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sabr.bounds.boxes import Box
 from sabr.kernels import alike, kernel, shaped
-from sabr.networks.steps import LinearStep, ReLUStep, Step
+from sabr.networks.steps import LinearStep, ReLUStep, Step, SumStep
 
 
 class Centred(NamedTuple):
@@ -43,7 +43,13 @@ class Propagated(NamedTuple):
     relu_inputs: list[Centred]
 
 
-def propagate(steps: Sequence[Step], box: Box | Centred, *, relu_shrinkage: float | None = None) -> Propagated:
+def propagate(
+    steps: Sequence[Step],
+    box: Box | Centred,
+    *,
+    relu_shrinkage: float | None = None,
+    known: Sequence[Box | Centred | None] | None = None,
+) -> Propagated:
     """Bounds of every ReLU input and of the output over a box.
 
     Sound in exact arithmetic when `relu_shrinkage` is None; float32 rounding is not accounted for. Affine steps map
@@ -58,16 +64,37 @@ def propagate(steps: Sequence[Step], box: Box | Centred, *, relu_shrinkage: floa
     relu_shrinkage
         c_s of the paper (section 3, "ReLU shrinking"): the upper bound behind a ReLU whose input crosses zero is
         multiplied by it. No sound bound then.
+    known
+        Sound bounds at the input of each ReLU from elsewhere, or None; what is propagated is cut to them.
     """
-    current = Centred(box.centre, box.radius)
     relu_inputs: list[Centred] = []
-    for step in steps:
-        if isinstance(step, ReLUStep):
-            relu_inputs.append(current)
-            current = Centred(*_ReLU.apply(*current, 1.0 if relu_shrinkage is None else relu_shrinkage))
-        else:
-            current = Centred(step.apply(current.centre), step.spread(current.radius))
-    return Propagated(current, relu_inputs)
+    shrinkage = 1.0 if relu_shrinkage is None else relu_shrinkage
+
+    def through(part: Sequence[Step], current: Centred) -> Centred:
+        for step in part:
+            if isinstance(step, ReLUStep):
+                cut = None if known is None else known[len(relu_inputs)]
+                if cut is not None:
+                    current = _intersection(current, cut)
+                relu_inputs.append(current)
+                current = Centred(*_ReLU.apply(*current, shrinkage))
+            elif isinstance(step, SumStep):
+                paths = [through(path, current) for path in step.paths]
+                current = Centred(
+                    sum(p.centre for p in paths[1:]) + paths[0].centre,
+                    sum(p.radius for p in paths[1:]) + paths[0].radius,
+                )
+            else:
+                current = Centred(step.apply(current.centre), step.spread(current.radius))
+        return current
+
+    return Propagated(through(steps, Centred(box.centre, box.radius)), relu_inputs)
+
+
+def _intersection(one: Centred, other: Box | Centred) -> Centred:
+    lower, upper = torch.maximum(one.lower, other.lower), torch.minimum(one.upper, other.upper)
+    lower = torch.minimum(lower, upper)  # they cross by rounding only
+    return Centred((lower + upper) / 2, (upper - lower) / 2)
 
 
 class _ReLU(torch.autograd.Function):

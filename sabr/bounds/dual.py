@@ -1,0 +1,272 @@
+"""Lower bounds of a condensed network over boxes, by linear relaxation with given slopes and multipliers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sabr.bounds.boxes import Box
+
+
+class Layer(NamedTuple):
+    """The unstable ReLUs of one layer, of N images; images with fewer than U are filled up.
+
+    Attributes
+    ----------
+    rows
+        (N, U, W) the ReLUs' inputs y as functions: columns are the D entries of the input, the constant, and the
+        outputs z of each layer before.
+    lower, upper
+        (N, U) bounds of y; -1 and 1 where `real` is false.
+    real
+        (N, U) false for filling, whose rows are zero.
+    places
+        (N, U) flat places (`sabr.bounds.rows.flat`) in the layer.
+    """
+
+    rows: Tensor
+    lower: Tensor
+    upper: Tensor
+    real: Tensor
+    places: Tensor
+
+
+class Problem(NamedTuple):
+    """Minimise functions of N networks, each over its box.
+
+    Attributes
+    ----------
+    box
+        (N, D) ends of the boxes.
+    layers
+        The unstable ReLUs.
+    objective
+        (N, Q, W) Q functions of each, in the columns of a layer behind all others.
+    """
+
+    box: Box
+    layers: list[Layer]
+    objective: Tensor
+
+    def images(self, chosen: slice | Tensor) -> "Problem":
+        """The problem of some of the images."""
+        layers = [Layer(*(part[chosen] for part in layer)) for layer in self.layers]
+        return Problem(Box(*(end[chosen] for end in self.box)), layers, self.objective[chosen])
+
+    @property
+    def columns(self) -> list[slice]:
+        """Where each layer's outputs stand in a row."""
+        result, start = [], self.box.lower.shape[1] + 1
+        for layer in self.layers:
+            result.append(slice(start, start + layer.lower.shape[1]))
+            start = result[-1].stop
+        return result
+
+
+class Cuts(NamedTuple):
+    """Linear constraints on groups of ReLUs of one layer: sum of y_weight * y + z_weight * z over a group <= limit.
+
+    Attributes
+    ----------
+    members
+        (N, C, G) numbers of each group's ReLUs in the layer.
+    y_weight, z_weight
+        (N, C, G); zero for filling.
+    limit
+        (N, C)
+    """
+
+    members: Tensor
+    y_weight: Tensor
+    z_weight: Tensor
+    limit: Tensor
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How each of Q queries relaxes each ReLU z = max(y, 0) of one layer, all (N, 1 or Q, U).
+
+    z is between alpha * y, with alpha free in [0, 1] where `free`, and upper_slope * y + upper_offset. Where a ReLU is
+    split, `sign` is 1 for y >= 0 and -1 for y <= 0, which has a multiplier; else it is 0.
+    """
+
+    alpha: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+    free: Tensor
+    sign: Tensor | None
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What is optimised: slopes alpha (N, Q, U) in [0, 1] of each layer, and multipliers, all at least 0.
+
+    beta belongs to splits, (N, Q, U) of each layer; mu to cuts, (N, Q, C) of each layer. None: there are none.
+    """
+
+    alpha: list[Tensor]
+    beta: list[Tensor] | None = None
+    mu: list[Tensor | None] | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Multipliers":
+        """Apply a function to each tensor."""
+        return Multipliers(
+            [function(t) for t in self.alpha],
+            None if self.beta is None else [function(t) for t in self.beta],
+            None if self.mu is None else [None if t is None else function(t) for t in self.mu],
+        )
+
+
+def relax(lower: Tensor, upper: Tensor, sign: Tensor | None = None) -> Lines:
+    """The triangle over l <= y <= u, or the one linear piece where a ReLU is stable or split; any broadcast shapes.
+
+    alpha starts as 1 where u > -l, else 0 (Zhang et al. 2018).
+    """
+    free = (lower < 0) & (upper > 0)
+    if sign is not None:
+        free = free & (sign == 0)
+    width = torch.where(free, upper - lower, 1.0)
+    fixed = (lower >= 0) if sign is None else torch.where(sign == 0, lower >= 0, sign > 0)
+    slope = torch.where(free, upper / width, fixed.to(lower.dtype))
+    offset = torch.where(free, -slope * lower, 0.0)
+    alpha = torch.where(free, (upper > -lower).to(lower.dtype), slope)
+    return Lines(alpha, slope, offset, free, sign)
+
+
+def lines_of(problem: Problem, splits: Sequence[Tensor] | None = None) -> list[Lines]:
+    """How each layer is relaxed, by its own bounds; `splits`: for each layer (N, Q, U), -1, 0 or 1."""
+    signs = [None] * len(problem.layers) if splits is None else list(splits)
+    return [
+        relax(layer.lower.unsqueeze(1), layer.upper.unsqueeze(1), sign)
+        for layer, sign in zip(problem.layers, signs, strict=True)
+    ]
+
+
+class Passed(NamedTuple):
+    """What one pass from the objective to the input gives.
+
+    Attributes
+    ----------
+    lower
+        (N, Q) lower bounds, sound in exact arithmetic whatever the slopes and multipliers are, if they are in range.
+    coefficients
+        For each layer (N, Q, U): what the bound's linear function weighs the ReLUs' outputs with.
+    point
+        (N, Q, D) where in the box that function is least: a place to look for a counterexample.
+    """
+
+    lower: Tensor
+    coefficients: list[Tensor]
+    point: Tensor
+
+
+def start_of(problem: Problem, lines: Sequence[Lines], cuts: Sequence[Cuts | None] | None = None) -> Multipliers:
+    """Adaptive slopes and all multipliers 0; beta only where something is split."""
+    count, queries, _ = problem.objective.shape
+    alpha = [line.alpha.expand(count, queries, -1).clone() for line in lines]
+    beta = [torch.zeros_like(a) for a in alpha] if any(line.sign is not None for line in lines) else None
+    mu = None
+    if cuts is not None:
+        mu = [None if cut is None else problem.objective.new_zeros(count, queries, cut.limit.shape[1]) for cut in cuts]
+    return Multipliers(alpha, beta, mu)
+
+
+def projected(multipliers: Multipliers, lines: Sequence[Lines]) -> Multipliers:
+    """The nearest multipliers in range; slopes that are not free are what they must be."""
+    alpha = [
+        torch.where(line.free, a.clamp(0, 1), line.upper_slope)
+        for a, line in zip(multipliers.alpha, lines, strict=True)
+    ]
+    rest = Multipliers([], multipliers.beta, multipliers.mu).map(lambda t: t.clamp(min=0))
+    return Multipliers(alpha, rest.beta, rest.mu)
+
+
+def bound(problem: Problem, lines: Sequence[Lines] | None = None) -> Tensor:
+    """Lower bounds (N, Q) of the objective with the adaptive slopes: CROWN (Zhang et al. 2018); exact arithmetic."""
+    lines = lines_of(problem) if lines is None else lines
+    return backward(problem, lines, Multipliers([line.alpha for line in lines])).lower
+
+
+def backward(
+    problem: Problem, lines: Sequence[Lines], multipliers: Multipliers, cuts: Sequence[Cuts | None] | None = None
+) -> Passed:
+    """Lower bounds of the objective by one pass from it to the input.
+
+    Each layer's outputs z are replaced by alpha y where they are weighed positively and by their upper line elsewhere;
+    a split adds beta * -sign * y, which is at most 0 where the split holds, and a cut mu * (its left side - limit),
+    likewise (Lagrange multipliers: Wang et al. 2021, Ferrari et al. 2022). What is left is linear in the input.
+    """
+    size = problem.box.lower.shape[1]
+    row = problem.objective.clone()
+    coefficients: list[Tensor] = []
+    for number in reversed(range(len(problem.layers))):
+        layer, line, columns = problem.layers[number], lines[number], problem.columns[number]
+        own = row[..., columns]
+        cut = None if cuts is None else cuts[number]
+        mu = None if multipliers.mu is None else multipliers.mu[number]
+        if cut is not None and mu is not None:
+            own = own + _spread(mu, cut.z_weight, cut, own.shape[2])
+            row[..., size] -= (mu * cut.limit.unsqueeze(1)).sum(2)
+        coefficients.append(own)
+        falling = own.clamp(max=0)
+        down = (own - falling) * multipliers.alpha[number] + falling * line.upper_slope
+        row[..., size] += (falling * line.upper_offset).sum(2)
+        if line.sign is not None and multipliers.beta is not None:
+            down = down - line.sign * multipliers.beta[number]
+        if cut is not None and mu is not None:
+            down = down + _spread(mu, cut.y_weight, cut, own.shape[2])
+        row[..., : columns.start] += torch.bmm(down, layer.rows)
+    point = torch.where(row[..., :size] > 0, problem.box.lower.unsqueeze(1), problem.box.upper.unsqueeze(1))
+    lower = row[..., size] + (row[..., :size] * point).sum(2)
+    return Passed(lower, coefficients[::-1], point)
+
+
+def gradient(
+    problem: Problem,
+    lines: Sequence[Lines],
+    multipliers: Multipliers,
+    passed: Passed,
+    cuts: Sequence[Cuts | None] | None = None,
+) -> Multipliers:
+    """A supergradient of the lower bounds: the relaxed network, evaluated where each linear function is least.
+
+    Parameters
+    ----------
+    problem, lines, multipliers, cuts
+        As they were in `backward`.
+    passed
+        What that gave.
+    """
+    size = problem.box.lower.shape[1]
+    values = problem.objective.new_empty(problem.objective.shape)
+    values[..., :size] = passed.point
+    values[..., size] = 1
+    alpha, beta, mu = [], [], []
+    for number, (layer, line, columns) in enumerate(zip(problem.layers, lines, problem.columns, strict=True)):
+        own = passed.coefficients[number]
+        y = torch.bmm(values[..., : columns.start], layer.rows.transpose(1, 2))
+        z = torch.where(own > 0, multipliers.alpha[number] * y, line.upper_slope * y + line.upper_offset)
+        values[..., columns] = z
+        alpha.append(own.clamp(min=0) * y * line.free)
+        beta.append(torch.zeros_like(y) if line.sign is None else -line.sign * y)
+        cut = None if cuts is None else cuts[number]
+        mu.append(None if cut is None else _left_side(y, z, cut) - cut.limit.unsqueeze(1))
+    return Multipliers(alpha, None if multipliers.beta is None else beta, None if multipliers.mu is None else mu)
+
+
+def _spread(mu: Tensor, weight: Tensor, cut: Cuts, size: int) -> Tensor:
+    """(N, Q, U): what constraints with multipliers (N, Q, C) add to the coefficients of a layer's ReLUs."""
+    return torch.bmm(mu, _matrix(cut, weight, size))
+
+
+def _left_side(y: Tensor, z: Tensor, cut: Cuts) -> Tensor:
+    """(N, Q, C): the constraints' left sides at inputs y and outputs z, (N, Q, U)."""
+    return torch.bmm(y, _matrix(cut, cut.y_weight, y.shape[2]).transpose(1, 2)) + torch.bmm(
+        z, _matrix(cut, cut.z_weight, y.shape[2]).transpose(1, 2)
+    )
+
+
+def _matrix(cut: Cuts, weight: Tensor, size: int) -> Tensor:
+    return weight.new_zeros(*cut.limit.shape, size).scatter_add_(2, cut.members, weight)

@@ -1,0 +1,81 @@
+"""What floating-point rounding may add to a bound, from the network's size and the values in it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sabr.bounds.boxes import Box
+from sabr.bounds.interval import Centred
+from sabr.networks.steps import ConvolutionStep, LinearStep, ReLUStep, ScaleStep, Step, SumStep
+
+# Standard deviations of a sum of independent rounding errors, for the values and once more for the rows' coefficients.
+_DEVIATIONS = 16.0
+
+
+class Allowances(NamedTuple):
+    """What rounding may be off by: (N, ...) at each ReLU's input, (N, Q) for the objective."""
+
+    relu_inputs: list[Tensor]
+    objective: Tensor
+
+
+def allowances(
+    steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | Centred], weight: Tensor, constant: Tensor
+) -> Allowances:
+    """How far bounds computed in the weights' precision may be from those of exact arithmetic.
+
+    A sum of n rounded products is off by at most gamma(n) times the sum of their absolute values; gamma(n) is n u in
+    the worst case (u: half a unit in the last place of 1), and k sqrt(n) u with probability 1 - 2 exp(-k^2 / 2) when
+    roundings are independent (Higham and Mary 2019, theorem 2.4). Here k = 16 is used: 8 for the values and 8 for the
+    coefficients of linear bounds, whose errors are of the same form. Errors of one layer go through the next as a box
+    of that radius would, |W| e; slopes are at most 1 and offsets at most the values that they stand for.
+
+    Parameters
+    ----------
+    steps
+        A folded network up to a vector.
+    box
+        (N, ...) boxes.
+    relu_inputs
+        Bounds at each ReLU's input.
+    weight, constant
+        (N, Q, H) and (N, Q): functions of the steps' output.
+    """
+    at_relus: list[Tensor] = []
+
+    def through(part: Sequence[Step], error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Errors and largest absolute values behind some steps."""
+        for step in part:
+            match step:
+                case ReLUStep():
+                    bounds = relu_inputs[len(at_relus)]
+                    at_relus.append(error)
+                    size = torch.minimum(size, bounds.upper.clamp(min=0))
+                case SumStep():
+                    paths = [through(path, error, size) for path in step.paths]
+                    size = torch.stack([s for _, s in paths]).sum(0)
+                    error = torch.stack([e for e, _ in paths]).sum(0) + _gamma(len(paths), size) * size
+                case ConvolutionStep() | LinearStep():
+                    gamma = _gamma(step.weight[0].numel() + 1, size)
+                    offset = step.bias.abs().view(-1, *[1] * (error.dim() - 2))
+                    error = step.spread(error + gamma * size) + gamma * offset
+                    size = step.spread(size) + offset
+                case ScaleStep():
+                    gamma = _gamma(2, size)
+                    error = step.spread(error + gamma * size) + gamma * step.shift.abs()
+                    size = step.spread(size) + step.shift.abs()
+                case _:
+                    error, size = step.apply(error), step.apply(size)
+        return error, size
+
+    largest = torch.maximum(box.lower.abs(), box.upper.abs())
+    error, size = through(steps, torch.zeros_like(largest), largest)
+    gamma = _gamma(weight.shape[2] + 1, size)
+    objective = torch.einsum("nqh,nh->nq", weight.abs(), error + gamma * size) + gamma * constant.abs()
+    return Allowances(at_relus, objective)
+
+
+def _gamma(terms: int, like: Tensor) -> float:
+    return float(_DEVIATIONS * terms**0.5 * torch.finfo(like.dtype).eps / 2)

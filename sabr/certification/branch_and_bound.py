@@ -1,0 +1,207 @@
+"""The complete verifier: images split into subproblems at unstable ReLUs until all are proved, or one is refuted."""
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sabr.bounds.dual import Multipliers, Problem, backward
+from sabr.certification import leaves
+from sabr.certification.subproblems import Bounded, Search, Subproblems, Task, bound_together, halves, lines_for, roots
+
+
+@dataclass
+class Outcome:
+    """What became of a task.
+
+    Attributes
+    ----------
+    proved
+        Every function is positive on the whole box.
+    point
+        (D,) a counterexample, or None.
+    reason
+        Why neither; empty if either.
+    lower
+        (Q,) sound lower bounds of the functions, as far as the search went.
+    subproblems
+        How many were bounded.
+    seconds
+        The image's share of the time.
+    """
+
+    lower: Tensor
+    proved: bool = False
+    point: Tensor | None = None
+    reason: str = ""
+    subproblems: int = 0
+    seconds: float = 0.0
+
+
+def search(tasks: Sequence[Task], settings: Search, *, stop: Callable[[], bool] = lambda: False) -> list[Outcome]:
+    """Prove or refute each task, or run out of its time or memory.
+
+    Sound: what is dropped has a lower bound above what rounding may be off by, in float32 or, if it is too close for
+    that, in float64. Complete but for time, memory and ties: a subproblem without unstable ReLUs is a linear program.
+    Subproblems with the lowest bounds go first (Bunel et al. 2020, section 3).
+
+    Parameters
+    ----------
+    tasks
+        Images. Those that are open share each batch, and each batch's time goes to them by their shares.
+    settings
+        How.
+    stop
+        Asked before each batch; if true, what is open stays unknown.
+    """
+    runs = [_Run(task) for task in tasks]
+    while True:
+        open_ = [run for run in runs if run.open]
+        if stop():
+            for run in open_:
+                run.give_up("the shard's time is over")
+        _keep_to_memory(open_, settings.memory)
+        open_ = sorted((run for run in open_ if run.open), key=lambda run: run.outcome.seconds)
+        if not open_:
+            return [run.outcome for run in runs]
+        started = time.perf_counter()
+        chosen = _together(open_, settings)
+        parts = [run.next(max(1, settings.queries // (2 * len(chosen)))) for run in chosen]
+        for run, bounded in zip(chosen, bound_together([run.task for run in chosen], parts, settings), strict=True):
+            run.settle(bounded)
+        taken = time.perf_counter() - started
+        total = sum(len(part.query) for part in parts)
+        for run, part in zip(chosen, parts, strict=True):
+            run.charge(taken * len(part.query) / total)
+
+
+@dataclass
+class _Run:
+    """One task on its way: what waits to be split, lowest bound first."""
+
+    task: Task
+    waiting: list[tuple[float, int, Subproblems, int]] = field(default_factory=list)
+    begun: bool = False
+
+    def __post_init__(self) -> None:
+        queries = self.task.problem.objective.shape[1]
+        self.outcome = Outcome(torch.full((queries,), -torch.inf))
+        self.counter = itertools.count()
+        self.dropped = torch.full((queries,), torch.inf)
+        self.exact: tuple[Problem, Tensor] | None = None
+
+    @property
+    def open(self) -> bool:
+        return not (self.outcome.proved or self.outcome.point is not None or self.outcome.reason)
+
+    @property
+    def bytes_waiting(self) -> int:
+        return len(self.waiting) * sum(self.task.sizes) * 17
+
+    def next(self, count: int) -> Subproblems:
+        if not self.begun:
+            self.begun = True
+            return roots(self.task)
+        taken = [heapq.heappop(self.waiting) for _ in range(min(count, len(self.waiting)))]
+        parents = Subproblems(*(torch.cat(fields) for fields in zip(*(node for _, _, node, _ in taken), strict=True)))
+        return halves(parents, torch.tensor([place for *_, place in taken], device=parents.query.device))
+
+    def settle(self, bounded: Bounded) -> None:
+        """Drop what is proved, look at what may be refuted, keep the rest."""
+        part = bounded.subproblems
+        self.outcome.subproblems += len(part.query)
+        for index in torch.nonzero(bounded.value <= 0).flatten()[:1]:
+            if self.task.refutes(bounded.point[index]):
+                self.outcome.point = bounded.point[index]
+                return
+        proved = bounded.infeasible | (part.bound > self.task.threshold[part.query])
+        proved |= self._proved_exactly(part, ~proved & (part.bound > 0))
+        for index in torch.nonzero(proved & ~bounded.infeasible).flatten().tolist():
+            query = int(part.query[index])
+            self.dropped[query] = torch.minimum(self.dropped[query], part.bound[index].cpu())
+        for index in torch.nonzero(~proved).flatten().tolist():
+            place, own = int(bounded.place[index]), part.take(torch.tensor([index]))
+            if place >= 0:
+                heapq.heappush(self.waiting, (float(own.bound), next(self.counter), own, place))
+            elif not self._settle_leaf(own):
+                return
+        self._note()
+
+    def charge(self, seconds: float) -> None:
+        self.outcome.seconds += seconds
+        if self.open and self.outcome.seconds >= self.task.seconds:
+            self.give_up(f"out of time after {self.outcome.subproblems} subproblems")
+
+    def give_up(self, reason: str) -> None:
+        self.outcome.reason = reason
+        self.waiting.clear()
+
+    def _note(self) -> None:
+        lower = self.dropped.clone()
+        for bound, _, node, _ in self.waiting:
+            query = int(node.query)
+            lower[query] = min(float(lower[query]), bound)
+        self.outcome.lower = lower
+        if not self.waiting:
+            self.outcome.proved = True
+
+    def _proved_exactly(self, part: Subproblems, close: Tensor) -> Tensor:
+        """Which of the subproblems with bounds too close to 0 are proved in float64, by the same multipliers."""
+        result = torch.zeros_like(close)
+        chosen = torch.nonzero(close).flatten()
+        if len(chosen):
+            problem, threshold = self._exactly()
+            own = part.take(chosen)
+            lines = lines_for(problem, own, self.task.sizes)
+            alpha, beta = (
+                [p.unsqueeze(0).double() for p in torch.split(values, self.task.sizes, 1)]
+                for values in (own.alpha, own.beta)
+            )
+            asked = problem._replace(objective=problem.objective[:, own.query])
+            result[chosen] = backward(asked, lines, Multipliers(alpha, beta)).lower[0] > threshold[own.query]
+        return result
+
+    def _settle_leaf(self, own: Subproblems) -> bool:
+        """Decide a subproblem whose ReLUs are all stable or split; False if the image is decided or given up by it."""
+        problem, threshold = self._exactly()
+        query = int(own.query)
+        decided = torch.where(own.sign != 0, own.sign, torch.where(own.lower >= 0, 1, -1).to(torch.int8))
+        asked = problem._replace(objective=problem.objective[:, own.query])
+        leaf = leaves.solve(asked, [s.unsqueeze(0) for s in torch.split(decided, self.task.sizes, 1)])
+        if leaf.lower > float(threshold[query]):
+            self.dropped[query] = min(float(self.dropped[query]), leaf.lower)
+            return True
+        if self.task.refutes(leaf.point):
+            self.outcome.point = leaf.point
+        else:
+            self.give_up("a tie: a margin is 0 up to rounding")
+        return False
+
+    def _exactly(self) -> tuple[Problem, Tensor]:
+        if self.exact is None:
+            self.exact = self.task.exactly()
+        return self.exact
+
+
+def _keep_to_memory(runs: Sequence[_Run], memory: int) -> None:
+    """Give up the images with the most waiting subproblems, until all others fit."""
+    open_ = sorted((run for run in runs if run.open), key=lambda run: run.bytes_waiting)
+    while open_ and sum(run.bytes_waiting for run in open_) > memory:
+        run = open_.pop()
+        run.give_up(f"out of memory: {len(run.waiting)} subproblems wait")
+
+
+def _together(runs: Sequence[_Run], settings: Search) -> list[_Run]:
+    """The first images that fit in one batch, in memory and in number: each brings at least one subproblem's halves."""
+    chosen: list[_Run] = []
+    rows = width = 0
+    for run in runs[: max(1, settings.queries // 2)]:
+        rows, width = max(rows, sum(run.task.sizes)), max(width, run.task.problem.objective.shape[2])
+        if chosen and (len(chosen) + 1) * rows * width * 4 > settings.memory:
+            break
+        chosen.append(run)
+    return chosen

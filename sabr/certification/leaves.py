@@ -1,0 +1,75 @@
+"""A subproblem in which every ReLU is decided: an exact linear program."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from sabr.bounds.dual import Lines, Multipliers, Problem, backward, lines_of, start_of
+
+# Prices of leaving a split's half-space, in units of the objective's largest coefficient, tried one after another.
+_PRICES = (1e2, 1e4, 1e6)
+
+
+class Leaf(NamedTuple):
+    """A sound lower bound of the objective (-inf: none), and the point (D,) where the program is least."""
+
+    lower: float
+    point: Tensor
+
+
+def solve(problem: Problem, splits: Sequence[Tensor]) -> Leaf:
+    """Minimise one objective where the sign of every unstable ReLU's input is given (HiGHS).
+
+    What the solver says is not taken on trust: its multipliers go through `sabr.bounds.dual.backward`, whose bound is
+    sound whatever they are. Splits that no point fulfils are left at a price, so that there is always an optimum.
+
+    Parameters
+    ----------
+    problem
+        One image, one query, in float64.
+    splits
+        For each layer (1, 1, U), 1 or -1.
+    """
+    size = problem.box.lower.shape[1]
+    # Each ReLU's input as a function of the network's input alone: columns (D + 1).
+    known = torch.eye(size + 1, dtype=problem.objective.dtype)
+    inputs = []
+    for layer, sign in zip(problem.layers, splits, strict=True):
+        own = layer.rows[0] @ known
+        inputs.append(own)
+        known = torch.cat([known, torch.where(sign[0, 0].unsqueeze(1) > 0, own, 0.0)])
+    objective = (problem.objective[0, 0] @ known).numpy()
+    signs = torch.cat([s[0, 0] for s in splits]).to(known.dtype).unsqueeze(1)
+    rows = (signs * torch.cat(inputs)).numpy() if inputs else np.zeros((0, size + 1))
+    box = list(zip(problem.box.lower[0].tolist(), problem.box.upper[0].tolist(), strict=True))
+    unit = max(float(np.abs(objective).max(initial=0.0)), 1e-12) / max(float(np.abs(rows).max(initial=0.0)), 1e-12)
+    lines = lines_of(problem, splits)
+    best = Leaf(-float("inf"), problem.box.lower[0])
+    for price in _PRICES:
+        count = len(rows)
+        solved = linprog(
+            np.concatenate([objective[:size], np.full(count, price * unit)]),
+            A_ub=np.hstack([-rows[:, :size], -np.eye(count)]) if count else None,
+            b_ub=rows[:, size] if count else None,
+            bounds=[*box, *[(0, None)] * count],
+            method="highs",
+        )
+        if not solved.success:
+            continue
+        multipliers = -np.asarray(solved.ineqlin.marginals) if count else np.zeros(0)
+        lower = float(backward(problem, lines, _multipliers(problem, lines, multipliers)).lower)
+        if lower > best.lower:
+            best = Leaf(lower, torch.tensor(solved.x[:size], dtype=problem.objective.dtype))
+        if lower > 0 or float(solved.x[size:].sum()) <= 1e-9:
+            break
+    return best
+
+
+def _multipliers(problem: Problem, lines: Sequence[Lines], flat: np.ndarray) -> Multipliers:
+    sizes = [layer.lower.shape[1] for layer in problem.layers]
+    parts = torch.split(torch.tensor(flat, dtype=problem.objective.dtype).clamp(min=0), sizes)
+    return Multipliers(start_of(problem, lines).alpha, [part.view(1, 1, -1) for part in parts])
