@@ -37,7 +37,10 @@ class Job(Strict):
 
 
 class Run(Strict):
-    """What a scale runs: settings x methods x seeds, a sweep over lambda, and how many images a job certifies."""
+    """What a scale runs: settings x methods x seeds, a sweep over lambda, and how many images a job certifies.
+
+    Single settings may have other `methods`.
+    """
 
     settings: tuple[Name, ...] = Field(min_length=1)
     methods: tuple[Name, ...] = Field(min_length=1)
@@ -102,7 +105,7 @@ class Plan:
     run
         What the scale runs.
     main
-        Rows of Table 1: settings x methods x seeds.
+        Rows of Table 1: settings x methods x seeds, where a setting may have methods of its own.
     sweep
         Rows of the figure over lambda, main rows among them.
     """
@@ -112,6 +115,11 @@ class Plan:
     run: Run
     main: tuple[Row, ...]
     sweep: tuple[Row, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods of Table 1, each once."""
+        return list(dict.fromkeys(row.method for row in self.main))
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -176,7 +184,11 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
         layers = [base, own, scale, scale.setting(setting), overrides, overrides.setting(setting)]
         return _row(setting, method, seed, own, layers, sweep)
 
-    main = [row(s, m, seed) for s in run.settings for m in run.methods for seed in run.seeds]
+    def methods(setting: str) -> tuple[str, ...]:
+        own = [part for layer in (scale, overrides) for part in (layer.part("run"), layer.setting(setting).part("run"))]
+        return _merged(Run, scale.file, {}, own).methods  # type: ignore[no-any-return]
+
+    main = [row(s, m, seed) for s in run.settings for m in methods(s) for seed in run.seeds]
     sweep = []
     if run.lambda_sweep is not None:
         chosen = run.lambda_sweep
@@ -243,7 +255,8 @@ class _Layer:
 
     def setting(self, name: str) -> "_Layer":
         part = self.part("settings").part(name)
-        part.check_keys({"training", "certification", "methods"})
+        part.check_keys({"run", "training", "certification", "methods"})
+        part.part("run").check_keys({"methods"})
         return part
 
     def check_keys(self, allowed: set[str]) -> None:

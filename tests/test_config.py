@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def plan(scale="tiny", **overrides):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_resolves(scale):
     resolved = plan(scale)
-    assert len(resolved.main) == len(resolved.run.settings) * len(resolved.run.methods) * len(resolved.run.seeds)
+    assert {row.setting for row in resolved.main} == set(resolved.run.settings)
+    assert {row.training.seed for row in resolved.main} == set(resolved.run.seeds)
+    assert set(resolved.run.methods) <= set(resolved.methods)
     assert all(re.fullmatch(r"[a-z0-9]+/eps-[0-9._]+/[a-z0-9.-]+/seed-\d+", path) for path in resolved.rows)
 
 
@@ -112,6 +115,22 @@ def test_rivals_have_their_published_values():
         assert (m.kappa_end, m.beta_end, m.loss_fusion) == (kappa, beta, fusion)
 
 
+def test_a_setting_may_have_methods_of_its_own(tmp_path):
+    settings = ["mnist-eps-0.1", "mnist-eps-0.3"]
+    own = {"mnist-eps-0.3": {"run": {"methods": ["taps", "sabr"]}}}
+    resolved = plan(run={"settings": settings, "methods": ["ibp", "sabr"]}, settings=own)
+    found = [(row.setting.removeprefix("mnist-eps-"), row.method) for row in resolved.main]
+    assert found == [("0.1", "ibp"), ("0.1", "sabr"), ("0.3", "taps"), ("0.3", "sabr")]
+    assert resolved.methods == ["ibp", "sabr", "taps"]
+    # The scale's choice for one setting gives way to an override of all.
+    shutil.copytree(CONFIG, tmp_path, dirs_exist_ok=True)
+    scale = read_yaml(CONFIG / "scales/tiny.yaml") | {"settings": {"mnist-eps-0.1": own["mnist-eps-0.3"]}}
+    (tmp_path / "scales/own.yaml").write_text(yaml.safe_dump(scale))
+    top = read_yaml(CONFIG / "config.yaml") | {"scale": "own"}
+    assert resolve(top, tmp_path).methods == ["taps", "sabr"]
+    assert resolve(top | {"overrides": {"run": {"methods": ["ibp"]}}}, tmp_path).methods == ["ibp"]
+
+
 def test_a_sweep_uses_main_rows_again():
     resolved = plan(run={"lambda_sweep": {"setting": "mnist-eps-0.1", "method": "sabr", "values": [0.1, 0.4]}})
     assert [row.method for row in resolved.sweep] == ["sabr-lambda-0.1", "sabr"]
@@ -160,6 +179,14 @@ def test_shards_cover_every_image_once():
         ),
         ({"overrides": {"settings": {"mnist-eps-0.33": {}}}}, "overrides: settings.mnist-eps-0.33: unknown key"),
         ({"overrides": {"run": {"settings": ["svhn-eps-0.1"]}}}, "'svhn-eps-0.1' is not known; allowed: cifar10-eps"),
+        (
+            {"overrides": {"settings": {"mnist-eps-0.1": {"run": {"methods": []}}}}},
+            "overrides: settings.mnist-eps-0.1.run.methods: [] is not allowed",
+        ),
+        (
+            {"overrides": {"settings": {"mnist-eps-0.1": {"run": {"seeds": [2]}}}}},
+            "settings.mnist-eps-0.1.run.seeds: unknown key; allowed: methods",
+        ),
         ({"overrides": {"run": {"methods": ["x; touch y"]}}}, "run.methods.0: 'x; touch y' is not allowed"),
         ({"overrides": {"run": {"methods": ["colt"]}}}, "'colt' has no known objective; allowed methods: standard"),
         ({"overrides": {"certification": {"images": 20000}}}, "images is 20000, but mnist has 10000 test images"),
@@ -183,8 +210,6 @@ def test_mistakes_are_told_in_one_sentence_with_their_place(changes, told):
 
 
 def test_a_setting_file_must_be_named_after_its_content(tmp_path):
-    import shutil
-
     shutil.copytree(CONFIG, tmp_path / "config")
     path = tmp_path / "config" / "settings" / "mnist-eps-0.1.yaml"
     path.write_text(path.read_text().replace("\neps: 0.1", "\neps: 0.2"))

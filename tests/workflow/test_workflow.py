@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sabr.methods import METHODS as OBJECTIVES
+
 pytestmark = pytest.mark.workflow
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("standard", "pgd", "ibp", "sabr", "crown-ibp", "mtl-ibp", "staps", "sabr-lambda-0.1")
+METHODS = (*OBJECTIVES, "sabr-lambda-0.1")
 ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in METHODS]
 
 

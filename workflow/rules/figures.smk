@@ -72,7 +72,7 @@ rule figure:
         figure="{figure}",
         title=lambda wildcards: SCALE_FREE.get(wildcards.figure, PLAN.title),
         methods=lambda wildcards: (
-            [f"--method={method}" for method in PLAN.run.methods]
+            [f"--method={method}" for method in PLAN.methods]
             if wildcards.figure in ("accuracies", "training-curves")
             else []
         ),

@@ -30,7 +30,7 @@ rule table1:
         runtime=10,
         gpu=0,
     params:
-        methods=[f"--method={method}" for method in PLAN.run.methods],
+        methods=[f"--method={method}" for method in PLAN.methods],
         scale=PLAN.title,
     shell:
         "sabr table {input.records:q} {params.methods:q} --scale {params.scale:q} --published {input.published:q}"
