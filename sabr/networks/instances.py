@@ -87,8 +87,10 @@ def read_instances(path: Path) -> list[Instance]:
     """
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SabrError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SabrError(f"{path} is not a table of instances ({error}): get it again") from error
     instances = []
     for number, row in enumerate(rows, 1):
         if row:
