@@ -1,1 +1,1 @@
-"""Networks by name, their affine steps, and their checkpoints."""
+"""Networks by name, their affine steps, their checkpoints, and how they are exchanged with other programs."""

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
+import onnx.reference
 import torch
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from sabr.errors import SabrError
-from sabr.networks.onnx_nodes import OPERATORS, SUPPORTED, UnsupportedNode, step_of
+from sabr.networks.onnx_nodes import FOLDABLE, OPERATORS, SUPPORTED, UnsupportedNode, step_of
 from sabr.networks.simplify import simplify
 from sabr.networks.steps import FlattenStep, Step, SumStep
 
@@ -54,14 +56,15 @@ def read_onnx(path: Path) -> Imported:
         When the file is missing or damaged, has several inputs or outputs or sizes that are not fixed, or has a node
         that is not supported: it is named.
     """
-    graph = _load(path)
+    model = _load(path)
+    graph, opset = model.graph, next(o.version for o in model.opset_import if o.domain in _DOMAINS)
     constants = _constants(path, graph)
     source, dtype, shape = _input(path, graph, constants)
     if len(graph.output) != 1:
         raise SabrError(f"{path} has {len(graph.output)} outputs: give a network with one")
     target = graph.output[0].name
     nodes = _needed(path, graph, source, target, constants)
-    reader = _Reader(source, dtype, shape, constants)
+    reader = _Reader(source, dtype, shape, constants, opset)
     for node in nodes:
         try:
             reader.add(node)
@@ -83,8 +86,10 @@ def read_onnx(path: Path) -> Imported:
 class _Reader:
     """What is known of each value that depends on the input, filled node by node."""
 
-    def __init__(self, source: str, dtype: torch.dtype, shape: tuple[int, ...], constants: dict[str, Tensor]) -> None:
-        self._dtype, self._constants = dtype, constants
+    def __init__(
+        self, source: str, dtype: torch.dtype, shape: tuple[int, ...], constants: dict[str, Tensor], opset: int
+    ) -> None:
+        self._dtype, self._constants, self._opset = dtype, constants, opset
         self.shapes: dict[str, tuple[int, ...]] = {source: shape}
         # The last value before each one that everything passes through, and the steps from there to it.
         self._before: dict[str, str] = {}
@@ -95,7 +100,7 @@ class _Reader:
     def add(self, node: NodeProto) -> None:
         """Take in one node; those before it have been."""
         output = node.output[0]
-        dynamic = [name for name in node.input if name in self.shapes]
+        dynamic = [name for name in node.input if name in self.shapes and node.op_type != "Shape"]
         if not dynamic:
             self._constants[output] = self._constant(node)
             return
@@ -143,27 +148,23 @@ class _Reader:
             return tuple(step.apply(torch.zeros(1, *shape, dtype=self._dtype)).shape[1:])
 
     def _constant(self, node: NodeProto) -> Tensor:
-        """The value of a node that depends on constants alone."""
-        if node.op_type == "Identity":
-            return self._lookup(node.input[0])
-        if node.op_type != "Constant":
-            raise UnsupportedNode("computes with constants alone; simplify the file first (with onnxsim, for instance)")
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        match attributes:
-            case {"value": TensorProto() as value}:
-                return _tensor(value)
-            case {"value_float": value} | {"value_floats": value}:
-                return torch.tensor(value, dtype=torch.float32)
-            case {"value_int": value} | {"value_ints": value}:
-                return torch.tensor(value, dtype=torch.int64)
-        raise UnsupportedNode("holds no numbers")
+        """The value of a node that depends on constants alone, or on the sizes of values."""
+        if node.op_type == "Shape" and node.input[0] in self.shapes and not node.attribute:
+            return torch.tensor([1, *self.shapes[node.input[0]]])
+        inputs = [None if not name else self._constants[name].numpy() for name in node.input]
+        try:
+            evaluator = onnx.reference.ReferenceEvaluator(node, opsets={"": self._opset})
+            values = cast("list[Any]", evaluator.run(None, dict(zip(node.input, inputs, strict=True))))
+        except Exception as error:  # the evaluator raises whatever numpy does
+            raise UnsupportedNode("computes something that is not understood from constants") from error
+        return _numbers(np.asarray(values[0]))
 
     def _lookup(self, name: str) -> Tensor:
         value = self._constants[name]
         return value.to(self._dtype) if value.is_floating_point() else value
 
 
-def _load(path: Path) -> GraphProto:
+def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(path)
     except (OSError, onnx.checker.ValidationError) as error:
@@ -171,7 +172,9 @@ def _load(path: Path) -> GraphProto:
         raise SabrError(f"cannot read {path}: {reason}") from error
     except (DecodeError, ValueError) as error:
         raise SabrError(f"{path} is not a whole ONNX file: get it again") from error
-    unknown = sorted({n.op_type for n in model.graph.node if n.op_type not in OPERATORS or n.domain not in _DOMAINS})
+    unknown = sorted(
+        {n.op_type for n in model.graph.node if n.op_type not in OPERATORS | FOLDABLE or n.domain not in _DOMAINS}
+    )
     if unknown:
         first = next(n for n in model.graph.node if n.op_type in unknown)
         raise SabrError(
@@ -182,7 +185,7 @@ def _load(path: Path) -> GraphProto:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise SabrError(f"{path} is not a valid ONNX file ({str(error).splitlines()[0]}): export it again") from error
-    return model.graph
+    return model
 
 
 _DOMAINS = ("", "ai.onnx")
@@ -192,14 +195,13 @@ def _constants(path: Path, graph: GraphProto) -> dict[str, Tensor]:
     constants = {}
     for initialiser in graph.initializer:
         try:
-            constants[initialiser.name] = _tensor(initialiser)
+            constants[initialiser.name] = _numbers(numpy_helper.to_array(initialiser))
         except (UnsupportedNode, ValueError, TypeError) as error:
             raise SabrError(f"{path}: the constant {initialiser.name!r} cannot be read: {error}") from error
     return constants
 
 
-def _tensor(value: TensorProto) -> Tensor:
-    array = numpy_helper.to_array(value)
+def _numbers(array: NDArray[Any]) -> Tensor:
     if array.dtype.name not in ("float32", "float64", "int32", "int64", "bool"):
         raise UnsupportedNode(f"holds numbers of type {array.dtype.name}, neither float32 nor float64")
     return torch.from_numpy(np.array(array))  # a copy that may be written to

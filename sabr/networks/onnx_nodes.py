@@ -12,11 +12,13 @@ from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUSt
 SUPPORTED = (
     "Conv (2-d, symmetric padding, one group, no dilation), Gemm, MatMul by a constant on the right, Relu, "
     "BatchNormalization, Flatten or Reshape to (batch, features), Add of two branches, "
-    "Add, Sub, Mul and Div with a constant, Identity, Dropout, Constant"
+    "Add, Sub, Mul and Div with a constant, Identity, Dropout, and anything common that is computed from constants"
 )
 OPERATORS = frozenset(
     "Conv Gemm MatMul Relu BatchNormalization Flatten Reshape Add Sub Mul Div Identity Dropout Constant".split()
 )
+# Understood where their inputs are constant, or sizes: exporters flatten and transpose weights with them.
+FOLDABLE = frozenset("Cast Concat Gather Shape Slice Squeeze Transpose Unsqueeze".split())
 
 
 class UnsupportedNode(Exception):
@@ -67,7 +69,7 @@ def step_of(node: NodeProto, shape: Sequence[int], constants: Sequence[Tensor | 
                 raise UnsupportedNode("drops values at random (training_mode)")
             return None
         case _:
-            raise UnsupportedNode("is of a kind that is not known")
+            raise UnsupportedNode("rearranges values that depend on the input")
 
 
 class _Inputs:
