@@ -1,0 +1,465 @@
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from bounds.milp import exact_minimum
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sabr.attacks import search as module
+from sabr.attacks.losses import diversity
+from sabr.attacks.search import MN_BAB, Move, Round, climb, confirm, polish, rows_within, search, uniform_starts
+from sabr.bounds.boxes import Box, ball
+from sabr.bounds.interval import margins, other_classes
+from sabr.networks.steps import LinearStep, ReLUStep, SumStep, cast, forward
+
+STEPS = (*[0.5] * 4, *[0.1] * 4, 0.02)
+QUICK = Round("margin", "largest", starts=1, diversify=(), step_sizes=STEPS)
+STRONG = tuple(Round(loss, "each", starts=6, diversify=(1.0,) * 3, step_sizes=STEPS) for loss in ("margin", "gama"))
+ALL = (*STRONG, QUICK, replace(QUICK, loss="cross_entropy", starts=2))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear():
+    """Three classes; of two inputs, logit_0 - logit_1 = x_1 - 0.5 and logit_0 - logit_2 = x_2 - 0.5."""
+    return [LinearStep(torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]), torch.tensor([-0.5, 0.0, 0.0]))]
+
+
+def random_net(seed, widths):
+    generator = seeded(seed)
+    steps = []
+    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        weight = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
+        steps += [LinearStep(weight, torch.randn(fan_out, generator=generator, dtype=torch.float64)), ReLUStep()]
+    return steps[:-1]
+
+
+def hard_instance(seed, widths=(6, 10, 8, 4), slack=0.02):
+    """A network that is wrong in a small part of a box only.
+
+    The bias of the label is moved so that the least margin over the box is -slack times the distance from the margin
+    at the centre. Gives the network, one that is right in all the box by as much, box, labels, and the worst point.
+    """
+    steps = random_net(seed, widths)
+    centre = torch.rand(1, widths[0], generator=seeded(seed), dtype=torch.float64)
+    box = Box(centre - 0.25, centre + 0.25)
+    labels = forward(steps, centre).argmax(1)
+    solved = []
+    for other in other_classes(labels, widths[-1])[0].tolist():
+        row = torch.zeros(widths[-1], dtype=torch.float64)
+        row[labels], row[other] = 1, -1
+        solved.append(exact_minimum(steps, box, row))
+    least, worst = min(solved, key=lambda value_and_point: value_and_point[0])
+    distance = float(margins(forward(steps, centre), labels).amin()) - least
+
+    def moved(by):
+        shift = torch.zeros(widths[-1], dtype=torch.float64)
+        shift[labels] = by * distance - least
+        return [*steps[:-1], replace(steps[-1], bias=steps[-1].bias + shift)]
+
+    return moved(-slack), moved(slack), box, labels, box.clamp(worst)
+
+
+def test_it_finds_what_an_exact_solver_says_is_there():
+    found, polished = [], 0
+    for seed in range(20):
+        refutable, robust, box, labels, worst = hard_instance(seed)
+        attacked = search(refutable, box, labels, rounds=MN_BAB, generator=seeded(seed), rows=250)
+        found.append(bool(attacked.misclassified))
+        assert found[-1] == bool(forward(refutable, attacked.points).argmax(1) != labels)
+        assert found[-1] == bool(confirm(partial(forward, refutable), box, attacked.points, labels))
+        # Where there is nothing, nothing is found, but the worst point comes near the optimum from above.
+        attacked = search(robust, box, labels, rounds=STRONG, generator=seeded(seed), rows=250)
+        assert not attacked.misclassified
+        least = margins(forward(robust, worst), labels).amin()
+        assert margins(forward(robust, attacked.points), labels).amin() >= least - 1e-4
+        start = worst + 0.02 * torch.randn(worst.shape, generator=seeded(seed), dtype=torch.float64)
+        polished += bool(polish(refutable, box, labels, start=start, step_sizes=(0.1, 0.05, 0.02, 0.01)).misclassified)
+    assert sum(found) >= 0.95 * len(found)
+    # Points near the optimum are brought there by a few steps.
+    assert polished >= 0.95 * len(found)
+
+
+def test_it_beats_random_points_and_more_starts_never_hurt():
+    steps = cast(random_net(0, (20, 50, 3)), torch.float32)
+    images = torch.rand(200, 20, generator=seeded())
+    labels = forward(steps, images).argmax(1)
+    region = ball(images, 0.05)
+
+    def broken(starts):
+        rounds = [replace(QUICK, starts=starts)]
+        return search(steps, region, labels, rounds=rounds, generator=seeded(), rows=200).misclassified
+
+    random = forward(steps, region.sample(seeded())).argmax(1) != labels
+    one, four = broken(1), broken(4)
+    assert random.sum() < one.sum() <= four.sum() < 200
+    assert (four | ~one).all()
+
+
+@pytest.mark.parametrize("round_", ALL, ids=lambda round_: f"{round_.loss}-{round_.targets}")
+def test_by_hand(round_):
+    # Class 1 wins within reach of the first image, class 2 within reach of the second, none within that of the third.
+    images = torch.tensor([[0.55, 0.8], [0.8, 0.55], [0.8, 0.8]])
+    labels = torch.tensor([0, 0, 0])
+    region = ball(images, 0.1)
+    found = search(linear(), region, labels, rounds=[round_], generator=seeded(), rows=7)
+    assert found.misclassified.tolist() == [True, True, False]
+    assert forward(linear(), found.points).argmax(1).tolist() == [1, 2, 0]
+    # The one that resists is shown at its worst.
+    assert margins(forward(linear(), found.points), labels)[2].amin() == pytest.approx(0.2, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 1e-7, 0.05, 0.4, 2.0]),
+    st.integers(1, 40),
+    st.lists(st.sampled_from(ALL), min_size=0, max_size=3),
+)
+def test_points_stay_in_the_region(seed, radius, rows, rounds):
+    steps = cast(random_net(seed, (5, 12, 4)), torch.float32)
+    images = torch.rand(6, 5, generator=seeded(seed))
+    images[0], images[1], images[2, ::2] = 0, 1, 1
+    labels = torch.randint(4, (6,), generator=seeded(seed))
+    region = ball(images, radius)
+    found = search(steps, region, labels, rounds=rounds, generator=seeded(seed), rows=rows)
+    assert (found.points >= region.lower).all() and (found.points <= region.upper).all()
+    least = margins(forward(steps, found.points), labels).amin(1)
+    clear = least.abs() > 1e-4
+    assert torch.equal((least < 0)[clear], found.misclassified[clear])
+    outside = images + torch.randn(6, 5, generator=seeded(seed))
+    polished = polish(steps, region, labels, start=outside, step_sizes=STEPS)
+    assert (polished.points >= region.lower).all() and (polished.points <= region.upper).all()
+
+
+def test_images_with_batch_norm_and_borders(small_network):
+    network, steps = small_network()
+    images = torch.rand(12, 1, 28, 28, generator=seeded())
+    images[0], images[1] = 0, 1
+    labels = network(images).argmax(1)
+    region = ball(images, 0.3)
+    found = search(steps, region, labels, rounds=ALL, generator=seeded(), rows=20)
+    assert (found.points >= region.lower).all() and (found.points <= region.upper).all()
+    assert 0 < found.misclassified.sum() < 12
+    with torch.no_grad():
+        least = margins(network(found.points), labels).amin(1)
+    clear = least.abs() > 1e-5
+    assert clear.sum() > 9 and torch.equal((least < 0)[clear], found.misclassified[clear])
+    confirmed = confirm(network.double(), ball(images.double(), 0.3), found.points, labels)
+    assert torch.equal(confirmed[clear], found.misclassified[clear])
+
+
+def test_diversified_starts_are_inside_and_diverse(small_network):
+    _, steps = small_network()
+    images = torch.rand(4, 1, 28, 28, generator=seeded())
+    region = ball(images, 0.05)
+    part = Box(region.lower.unsqueeze(1), region.upper.unsqueeze(1))
+    start = uniform_starts(part, 30, seeded())
+    assert start.shape == (4, 30, 1, 28, 28)
+    assert (start >= part.lower).all() and (start <= part.upper).all()
+
+    visited = []
+    original = module.linearise
+
+    def watching(steps, points):
+        visited.append(points)
+        return original(steps, points)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "linearise", watching)
+        nothing = torch.zeros(4, 1, 10, dtype=torch.bool)  # no class refutes: all points go all the way
+        goal = module.Aim(
+            torch.zeros(4, 1, dtype=torch.long),
+            nothing,
+            nothing,
+            torch.zeros(4, 1, 10),
+            torch.rand(4, 30, 10, generator=seeded()) * 2 - 1,
+        )
+        moves = [Move(diversity, number, 1.0) for number in range(5)]
+        climb(steps, part, goal, start=start, moves=moves)
+    end = visited[-1].view_as(start)
+    assert (end >= part.lower).all() and (end <= part.upper).all()
+    assert torch.equal(visited[0].view_as(start), start)
+
+    def logits(points):
+        return forward(steps, points.flatten(0, 1)).view(4, 30, 10)
+
+    assert (diversity(logits(end), goal, 0) > diversity(logits(start), goal, 0)).all()
+    assert (logits(end).std(1) > 3 * logits(start).std(1)).all()
+
+
+def test_equal_seeds_give_equal_attacks(small_network):
+    _, steps = small_network()
+    images = torch.rand(8, 1, 28, 28, generator=seeded())
+    labels = forward(steps, images).argmax(1)
+    region = ball(images, 0.03)
+
+    def attack(seed):
+        return search(steps, region, labels, rounds=STRONG, generator=seeded(seed), rows=30)
+
+    one, again, other = attack(1), attack(1), attack(2)
+    assert torch.equal(one.points, again.points) and torch.equal(one.misclassified, again.misclassified)
+    assert not torch.equal(one.points, other.points)
+
+
+@pytest.fixture
+def aims(monkeypatch):
+    """What the calls of `climb` from now on are after, in order."""
+    seen = []
+    original = module.climb
+
+    def watching(steps, region, aim, **kwargs):
+        seen.append(aim)
+        return original(steps, region, aim, **kwargs)
+
+    monkeypatch.setattr(module, "climb", watching)
+    return seen
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_classes_take_turns_from_the_nearest_on(aims, rows):
+    images = torch.tensor([[0.9, 0.8]])
+    rounds = [replace(QUICK, targets="each", starts=5)]
+    search(linear(), ball(images, 0.1), torch.tensor([0]), rounds=rounds, generator=seeded(), rows=rows)
+    assert len(aims) == -(-5 // rows)
+    turns = torch.cat([aim.targets for aim in aims], 1)
+    assert turns.sum(2).tolist() == [[1] * 5]
+    assert turns.int().argmax(2).tolist() == [[2, 1, 2, 1, 2]]
+
+
+def test_directions_are_uniform_and_each_point_has_its_own(aims):
+    images = torch.full((2, 2), 0.9)
+    rounds = [replace(QUICK, starts=500)]
+    search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(), rows=1000)
+    (aim,) = aims
+    assert aim.directions.shape == (2, 500, 3)
+    assert aim.directions.min() == pytest.approx(-1, abs=0.01) and aim.directions.max() == pytest.approx(1, abs=0.01)
+    assert aim.directions.mean() == pytest.approx(0, abs=0.05)
+    assert len(aim.directions.unique()) > 2900
+
+
+class TestOpenMargins:
+    images = torch.tensor([[0.55, 0.55]] * 4)
+    labels = torch.tensor([0, 0, 0, 0])
+    open_margins = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+
+    def found(self, rounds):
+        region = ball(self.images, 0.1)
+        return search(
+            linear(), region, self.labels, rounds=rounds, generator=seeded(), rows=9, open_margins=self.open_margins
+        )
+
+    @pytest.mark.parametrize("round_", ALL, ids=lambda round_: f"{round_.loss}-{round_.targets}")
+    def test_only_open_classes_refute(self, round_):
+        found = self.found([round_])
+        assert found.misclassified.tolist() == [True, True, True, False]
+        leads = margins(forward(linear(), found.points), self.labels)
+        assert leads[1, 0] < 0 and leads[2, 1] < 0
+        assert torch.equal(found.points[3], self.images[3])
+
+    def test_only_open_classes_are_targets(self, aims):
+        self.found([replace(QUICK, targets="each", starts=3)])
+        assert aims
+        for aim in aims:
+            assert not (aim.targets & ~aim.open).any()
+            assert (aim.targets.sum(2) == 1).all()
+        # The first image takes its two classes by turns, the others have one only.
+        assert aims[0].targets.int().argmax(2).tolist()[1:] == [[1] * 3, [2] * 3]
+        assert sorted(set(aims[0].targets.int().argmax(2)[0].tolist())) == [1, 2]
+
+    def test_polish_respects_them(self):
+        region = ball(self.images, 0.1)
+        found = polish(
+            linear(), region, self.labels, start=self.images, step_sizes=STEPS, open_margins=self.open_margins
+        )
+        assert found.misclassified.tolist() == [True, True, True, False]
+        leads = margins(forward(linear(), found.points), self.labels)
+        assert leads[1].tolist() == pytest.approx([-0.05, 0.05], abs=0.051) and leads[1, 1] > 0 > leads[1, 0]
+
+
+def test_refuted_images_leave_and_stay_refuted(small_network, monkeypatch):
+    network, steps = small_network()
+    images = torch.rand(10, 1, 28, 28, generator=seeded())
+    labels = network(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 10  # wrong without an attack
+    region = ball(images, 0.3)
+    passes = []
+    original = module.linearise
+
+    def watching(steps, points):
+        passes.append(len(points))
+        return original(steps, points)
+
+    monkeypatch.setattr(module, "linearise", watching)
+    previous = first = None
+    for count in range(len(ALL) + 1):
+        passes.clear()
+        found = search(steps, region, labels, rounds=ALL[:count], generator=seeded(), rows=25)
+        assert max(passes) <= 25
+        if previous is None:
+            assert found.misclassified.tolist() == [True] + [False] * 9 and passes == [10]
+        else:
+            old = previous.misclassified
+            assert (found.misclassified | ~old).all()
+            assert torch.equal(found.points[old], previous.points[old])
+            # Those that resist are never shown at a milder point than before.
+            now, before = (
+                margins(forward(steps, points), labels).amin(1) for points in (found.points, previous.points)
+            )
+            assert (now <= before + 1e-6).all()
+        previous, first = found, first or found
+    assert first.misclassified.sum() < previous.misclassified.sum() < 10
+    # All are refuted: the centres are looked at, and nothing else.
+    passes.clear()
+    wrong = (forward(steps, region.centre).argmax(1) + 1) % 10
+    assert search(steps, region, wrong, rounds=ALL, generator=seeded(), rows=25).misclassified.all()
+    assert passes == [10]
+
+
+def test_an_image_leaves_at_the_step_that_refutes_it(monkeypatch):
+    passes = []
+    original = module.linearise
+
+    def watching(steps, points):
+        passes.append(len(points))
+        return original(steps, points)
+
+    monkeypatch.setattr(module, "linearise", watching)
+    images = torch.tensor([[0.55, 0.8], [0.8, 0.8]])
+    rounds = [replace(QUICK, starts=3, step_sizes=(0.001, 2.0, 0.1))]
+    search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(3), rows=6)
+    assert passes[0] == 2 and passes[-1] == 3 and len(passes) == 5
+    assert passes == sorted(passes[:1]) + sorted(passes[1:], reverse=True)
+
+
+class TestConfirm:
+    unit = 2.0**-23
+
+    def near_tie(self):
+        """Logits 1 + 0.8 u and 1 + 0.6 u at (1, 1); in float32 the first loses both 0.4 u, the second rounds up."""
+        u = self.unit
+        return [
+            LinearStep(torch.tensor([[1, 0.4 * u], [0, 1], [1, 0]]), torch.zeros(3)),
+            ReLUStep(),
+            LinearStep(torch.tensor([[1, 0.4 * u, 0], [0, 0.6 * u, 1]]), torch.zeros(2)),
+        ]
+
+    def test_it_rejects_what_only_float32_gets_wrong(self):
+        images, labels = torch.ones(1, 2), torch.tensor([0])
+        region = Box(images, images)
+        attacked = search(self.near_tie(), region, labels, rounds=[QUICK], generator=seeded(), rows=1)
+        assert attacked.misclassified
+        steps64 = cast(self.near_tie(), torch.float64)
+        exact = Box(images.double(), images.double())
+        assert not confirm(partial(forward, steps64), exact, attacked.points, labels)
+        assert confirm(partial(forward, steps64), exact, attacked.points, torch.tensor([1]))
+
+    def test_points_are_moved_into_the_exact_region(self):
+        # The float32 ball reaches a little too far, and only there the image is misclassified.
+        image, labels = torch.tensor([[0.6, 0.9]]), torch.tensor([0])
+        exact = ball(image.double(), 0.1)
+        bias = -float(exact.lower[0, 0]) + 1e-9
+        bias64 = torch.tensor([bias, 0], dtype=torch.float64)
+        steps64 = [LinearStep(torch.tensor([[1.0, 0], [0, 0]], dtype=torch.float64), bias64)]
+        outside = exact.lower - 1e-8
+        assert forward(steps64, outside).argmax(1) == 1
+        assert not confirm(partial(forward, steps64), exact, outside, labels)
+
+    def test_ties_and_what_is_no_number_refute_nothing(self):
+        region = Box(torch.zeros(3, 2).double(), torch.ones(3, 2).double())
+        logits = torch.tensor([[1.0, 1.0], [torch.nan, 1.0], [1.0, 1.0 + 1e-15]]).double()
+        logits[2, 1] = torch.nextafter(logits[2, 0], torch.tensor(2.0).double())
+        found = confirm(lambda _: logits, region, torch.zeros(3, 2), torch.tensor([0, 0, 0]))
+        assert found.tolist() == [False, False, True]
+
+    def test_float32_is_refused(self):
+        points, labels = torch.zeros(1, 2), torch.tensor([0])
+        with pytest.raises(TypeError, match="the region is torch.float32"):
+            confirm(lambda points: points, Box(points, points), points, labels)
+        exact = Box(points.double(), points.double())
+        with pytest.raises(TypeError, match="the network is torch.float32"):
+            confirm(lambda points: points.float(), exact, points, labels)
+
+
+class TestPolish:
+    def test_the_start_counts_and_no_steps_are_needed(self):
+        start = torch.tensor([[0.45, 0.9], [0.6, 0.6]])
+        region = Box(torch.zeros(2, 2), torch.ones(2, 2))
+        found = polish(linear(), region, torch.tensor([0, 0]), start=start, step_sizes=[])
+        assert found.misclassified.tolist() == [True, False]
+        assert torch.equal(found.points, start)
+
+    def test_the_best_iterate_is_kept(self):
+        # logit_1 - logit_0 = 2 relu(x) - 2 relu(2 x - 1) - 2 has its top at 1/2; a step of 1/2 overshoots it.
+        hidden = LinearStep(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, -1.0]))
+        steps = [hidden, ReLUStep(), LinearStep(torch.tensor([[0.0, 0.0], [2.0, -2.0]]), torch.tensor([0.0, -2.0]))]
+        region = Box(torch.zeros(1, 1), torch.ones(1, 1))
+        found = polish(steps, region, torch.tensor([0]), start=torch.tensor([[0.4]]), step_sizes=[1.0])
+        assert found.points.tolist() == [[pytest.approx(0.4)]]
+        found = polish(steps, region, torch.tensor([0]), start=torch.tensor([[0.4]]), step_sizes=[0.2, 1.0])
+        assert found.points.tolist() == [[pytest.approx(0.5)]] and not found.misclassified
+
+    def test_it_never_gets_worse_and_several_rows_of_an_image_are_apart(self, small_network):
+        _, steps = small_network()
+        images = torch.rand(3, 1, 28, 28, generator=seeded()).repeat_interleave(4, 0)
+        labels = forward(steps, images).argmax(1)
+        region = ball(images, 0.02)
+        start = region.sample(seeded())
+        found = polish(steps, region, labels, start=start, step_sizes=[0.5, 0.2])
+        before = margins(forward(steps, start), labels).amin(1)
+        after = margins(forward(steps, found.points), labels).amin(1)
+        assert (after <= before + 1e-6).all() and after.mean() < before.mean() - 1e-3
+        alone = polish(
+            steps, Box(region.lower[5:6], region.upper[5:6]), labels[5:6], start=start[5:6], step_sizes=[0.5, 0.2]
+        )
+        torch.testing.assert_close(alone.points, found.points[5:6])
+
+    def test_no_rows(self):
+        nothing = torch.zeros(0, 2)
+        found = polish(linear(), Box(nothing, nothing), torch.zeros(0, dtype=torch.long), start=nothing, step_sizes=[1])
+        assert found.points.shape == (0, 2) and found.misclassified.shape == (0,)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("images", [0, 1])
+def test_few_images_and_classes(images, classes):
+    last = linear()[0]
+    steps = [LinearStep(last.weight[:classes], last.bias[:classes])]
+    region = ball(torch.full((images, 2), 0.55), 0.1)
+    labels = torch.zeros(images, dtype=torch.long)
+    found = search(steps, region, labels, rounds=ALL, generator=seeded(), rows=1)
+    assert found.points.shape == (images, 2)
+    assert found.misclassified.tolist() == [classes > 1] * images
+    exact = Box(region.lower.double(), region.upper.double())
+    confirmed = confirm(partial(forward, cast(steps, torch.float64)), exact, found.points, labels)
+    assert confirmed.tolist() == [classes > 1] * images
+
+
+def test_weights_get_no_gradient(small_network):
+    network, steps = small_network()
+    images = torch.rand(2, 1, 28, 28)
+    search(steps, ball(images, 0.01), network(images).argmax(1), rounds=STRONG, generator=seeded(), rows=4)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_rows_within_a_memory_limit():
+    steps = linear()
+    region = Box(torch.zeros(4, 2), torch.ones(4, 2))
+    # 6 times the point and 2 times the three logits, 4 bytes each.
+    assert rows_within(steps, region, 72e-6) == 1
+    assert rows_within(steps, region, 0.0072) == 100
+    assert rows_within(steps, region, 0) == 1
+    block = [SumStep(((LinearStep(torch.eye(2), torch.zeros(2)), ReLUStep()), ())), *steps]
+    assert rows_within(block, region, 120e-6) == 1 < rows_within(block, region, 240e-6) == 2
+
+
+def test_the_published_protocol():
+    starts = [round_.starts for round_ in MN_BAB]
+    assert starts == [250, 250, 50]
+    assert [round_.loss for round_ in MN_BAB] == ["margin", "gama", "margin"]
+    assert [len(round_.moves) for round_ in MN_BAB] == [60, 60, 50]
+    assert sum(MN_BAB[0].step_sizes) == pytest.approx(5 + 0.3 + 0.01 + 0.001)
