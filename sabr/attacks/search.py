@@ -60,6 +60,9 @@ class Round:
         return first + [Move(LOSSES[self.loss], number, size) for number, size in enumerate(self.step_sizes)]
 
 
+# A pass may have so many times the starts of all passes before it: what the first starts refute costs no more of them.
+_GROWTH = 4
+
 _MN_BAB_STEPS = (*[0.2] * 25, *[0.02] * 15, *[0.002] * 5, *[0.0002] * 5)
 
 # The attack of MN-BaB (Ferrari et al. 2022; numbers from its code): 50 points, started 5, 5 and 1 times. Only here are
@@ -83,8 +86,8 @@ def search(
 ) -> Attacked:
     """Attack images round after round, each until it is refuted; an estimate, as that no point is found proves nothing.
 
-    The centre of each region is tried first. Images walk together: as many starts of each as `rows` lets through the
-    network at once, and those that are refuted leave at that very step and make room for more starts of the others.
+    The centre of each region is tried first. Images walk together: one start of each, then more and more of them, as
+    many as `rows` lets through the network at once; those that are refuted leave at that very step.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def search(
             left = torch.nonzero((value <= 0) & open_.any(1)).squeeze(1)
             if len(left) == 0:
                 break
-            count = min(round_.starts - done, max(1, rows // len(left)))
+            count = min(round_.starts - done, max(1, _GROWTH * done), max(1, rows // len(left)))
             for images in torch.split(left, rows):
                 box = Box(boxes.lower[images], boxes.upper[images])
                 aim = _aim_of_starts(aims.of(images), round_, done, count, generator)

@@ -220,12 +220,12 @@ def aims(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_classes_take_turns_from_the_nearest_on(aims, rows):
+@pytest.mark.parametrize("rows, passes", [(1, [1] * 5), (3, [1, 3, 1]), (5, [1, 4]), (100, [1, 4])])
+def test_classes_take_turns_from_the_nearest_on(aims, rows, passes):
     images = torch.tensor([[0.9, 0.8]])
     rounds = [replace(QUICK, targets="each", starts=5)]
     search(linear(), ball(images, 0.1), torch.tensor([0]), rounds=rounds, generator=seeded(), rows=rows)
-    assert len(aims) == -(-5 // rows)
+    assert [aim.targets.shape[1] for aim in aims] == passes
     turns = torch.cat([aim.targets for aim in aims], 1)
     assert turns.sum(2).tolist() == [[1] * 5]
     assert turns.int().argmax(2).tolist() == [[2, 1, 2, 1, 2]]
@@ -235,11 +235,11 @@ def test_directions_are_uniform_and_each_point_has_its_own(aims):
     images = torch.full((2, 2), 0.9)
     rounds = [replace(QUICK, starts=500)]
     search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(), rows=1000)
-    (aim,) = aims
-    assert aim.directions.shape == (2, 500, 3)
-    assert aim.directions.min() == pytest.approx(-1, abs=0.01) and aim.directions.max() == pytest.approx(1, abs=0.01)
-    assert aim.directions.mean() == pytest.approx(0, abs=0.05)
-    assert len(aim.directions.unique()) > 2900
+    directions = torch.cat([aim.directions for aim in aims], 1)
+    assert directions.shape == (2, 500, 3)
+    assert directions.min() == pytest.approx(-1, abs=0.01) and directions.max() == pytest.approx(1, abs=0.01)
+    assert directions.mean() == pytest.approx(0, abs=0.05)
+    assert len(directions.unique()) > 2900
 
 
 class TestOpenMargins:
@@ -267,9 +267,9 @@ class TestOpenMargins:
         for aim in aims:
             assert not (aim.targets & ~aim.open).any()
             assert (aim.targets.sum(2) == 1).all()
-        # The first image takes its two classes by turns, the others have one only.
-        assert aims[0].targets.int().argmax(2).tolist()[1:] == [[1] * 3, [2] * 3]
-        assert sorted(set(aims[0].targets.int().argmax(2)[0].tolist())) == [1, 2]
+        # Of the first image either class, of the next two the one that is open; the last is left alone.
+        first, *others = aims[0].targets.squeeze(1).int().argmax(1).tolist()
+        assert first in (1, 2) and others == [1, 2]
 
     def test_polish_respects_them(self):
         region = ball(self.images, 0.1)
@@ -330,10 +330,10 @@ def test_an_image_leaves_at_the_step_that_refutes_it(monkeypatch):
 
     monkeypatch.setattr(module, "linearise", watching)
     images = torch.tensor([[0.55, 0.8], [0.8, 0.8]])
-    rounds = [replace(QUICK, starts=3, step_sizes=(0.001, 2.0, 0.1))]
-    search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(3), rows=6)
-    assert passes[0] == 2 and passes[-1] == 3 and len(passes) == 5
-    assert passes == sorted(passes[:1]) + sorted(passes[1:], reverse=True)
+    rounds = [replace(QUICK, step_sizes=(0.001, 2.0, 0.1))]
+    search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(0), rows=6)
+    # The centres; the starts; after the first step; after the second, which refutes one; after the third.
+    assert passes == [2, 2, 2, 2, 1]
 
 
 class TestConfirm:
