@@ -3,19 +3,12 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sabr.errors import SabrError, ToBeContinued
 from sabr.settings import DATASETS
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from sabr.networks.architectures import Network
-    from sabr.specs import Attacked
 
 app = typer.Typer(
     help="SABR: certified training with small boxes. Each command is one step of the workflow and can be run by hand.",
@@ -114,25 +107,13 @@ def attack(
     threads: Threads = 1,
     device: Device = "auto",
 ) -> None:
-    """Attack the first test images with a strong PGD."""
-    import time
-
+    """Predict the first test images, and attack those that are predicted correctly."""
     from sabr import machine
-    from sabr.certification import cascade, verdicts
-    from sabr.files import probe
-    from sabr.provenance import provenance
+    from sabr.certification.job import run_attack
     from sabr.specs import AttackSpec, read_spec
 
     chosen = machine.use(threads, device)
-    asked = read_spec(AttackSpec, specification)
-    network, about = _network(model, asked, folder)
-    about["attack"] = asked.model_dump(mode="json")
-    probe(output)
-    started = time.perf_counter()
-    images, labels = _images(asked, folder, 0, asked.images, chosen)
-    table, _ = cascade.attack(network.to(chosen), images, labels, asked, _say)
-    about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
-    verdicts.write(table, output, about)
+    run_attack(model, read_spec(AttackSpec, specification), output, folder, threads=threads, device=chosen)
 
 
 @app.command()
@@ -147,33 +128,19 @@ def certify(
     threads: Threads = 1,
     device: Device = "auto",
 ) -> None:
-    """Certify a shard of test images."""
-    import time
+    """Certify a shard of test images, or go on where a job that was killed left off.
 
+    Until it is done its verdicts lie beside OUTPUT with suffix .journal, written as they fall.
+    """
     from sabr import machine
-    from sabr.certification import cascade, verdicts
-    from sabr.files import probe
-    from sabr.provenance import provenance
+    from sabr.certification.job import run_certification
     from sabr.specs import CertificationSpec, read_spec
 
     chosen = machine.use(threads, device)
     asked = read_spec(CertificationSpec, specification)
-    network, about = _network(model, asked, folder)
-    probe(output)
     if not first < last <= asked.images:
         raise SabrError(f"--first {first} --last {last} is no part of the {asked.images} images of {specification}")
-    known, attack_about = verdicts.read(attacked, verdicts.ATTACK_COLUMNS)
-    _refuse_other(attacked, attack_about, about | {"attack": asked.attack_spec.model_dump(mode="json")})
-    about["certification"] = asked.model_dump(mode="json")
-    started = time.perf_counter()
-    images, labels = _images(asked, folder, first, last, chosen)
-    part = known.iloc[first:last].reset_index(drop=True)
-    if part["index"].tolist() != list(range(first, last)) or part["label"].tolist() != labels.tolist():
-        raise SabrError(f"{attacked} is not about test images {first} to {last - 1} of {asked.dataset}; run again")
-    table = cascade.certify(network.to(chosen), images, part, asked, _say)
-    verdicts.refuse_contradictions(table, str(model))
-    about |= {"seconds": time.perf_counter() - started, "provenance": provenance(threads=threads, device=str(chosen))}
-    verdicts.write(table, output, about)
+    run_certification(model, asked, attacked, output, folder, first, last, threads=threads, device=chosen)
 
 
 @app.command()
@@ -288,44 +255,6 @@ def figure(
         raise SabrError(f"{source} is no table for the figure {name}: it has no column {error}") from error
     for path in outputs:
         style.save(drawn, path)
-
-
-def _network(model: Path, asked: "Attacked", folder: Path) -> "tuple[Network, dict[str, Any]]":
-    """Read a network, and what results on it must say of where they come from."""
-    from sabr.data.datasets import fingerprint
-    from sabr.networks import checkpoints
-
-    network, sidecar = checkpoints.load(model)
-    if sidecar["dataset"] != asked.dataset:
-        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {asked.dataset} is to be attacked")
-    data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test" if asked.validation_images is None else "train")
-    return network, {"model_sha256": sidecar["sha256"], "data_sha256": data_sha256}
-
-
-def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a file made of another network, or under another specification."""
-    from sabr.specs import differing_keys
-
-    different = differing_keys(wanted, {key: made_of.get(key) for key in wanted})
-    if different:
-        raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
-
-
-def _images(asked: "Attacked", folder: Path, first: int, last: int, device: "torch.device") -> "tuple[Tensor, Tensor]":
-    """Test images first to last - 1, or as many of the images that were held out of training."""
-    from sabr.data.batches import evaluation_images, held_out
-    from sabr.data.datasets import load
-
-    dataset = DATASETS[asked.dataset]
-    if asked.validation_images is None:
-        split = load(dataset, folder, "test")
-    else:
-        split = held_out(load(dataset, folder, "train"), asked.validation_images).validation
-    return evaluation_images(split, dataset, slice(first, last), device)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

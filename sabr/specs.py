@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,14 +17,17 @@ from pydantic import (
 
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.methods import AnyMethod, Attack, Strict
+from sabr.methods import AnyMethod, Attack, Steps, Strict
 from sabr.settings import ARCHITECTURES, DATASETS
 
 # Raise one of these when a change of the code changes its results: everything made by the older code is then redone.
 TRAINING_REVISION = 2
-CERTIFICATION_REVISION = 1
+CERTIFICATION_REVISION = 2
 
-STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
+Stage = Literal["interval", "crown-ibp", "crown", "alpha-crown", "attack", "complete"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+# Stages that can prove.
+PROOFS: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "attack")
 
 
 def parse_eps(value: object) -> float:
@@ -75,11 +78,94 @@ Eps = Annotated[float, BeforeValidator(parse_eps)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 
 
-class StrongAttack(Attack):
-    """An attack at test time: several random starts, and the loss to ascend."""
+class AttackRound(Attack):
+    """Many starts on each image that still resists; steps are in units of each pixel's radius.
 
-    restarts: PositiveInt
-    loss: Literal["cross_entropy", "margin"]
+    Attributes
+    ----------
+    loss
+        What is ascended.
+    targets
+        largest: every point goes for the wrong class with the largest logit; each: for one of the open ones, in turn.
+    starts
+        Points for each image.
+    diversify
+        Steps up a random function of the logits before the others (Tashiro et al. 2020).
+    """
+
+    loss: Literal["cross_entropy", "margin", "gama"]
+    targets: Literal["largest", "each"] = "largest"
+    starts: PositiveInt
+    diversify: tuple[Steps, ...] = ()
+
+    @property
+    def diversify_sizes(self) -> list[float]:
+        """One size per step."""
+        return [steps.size for steps in self.diversify for _ in range(steps.count)]
+
+
+Rounds = Annotated[tuple[AttackRound, ...], Field(min_length=1)]
+
+
+class Slopes(Strict):
+    """How alpha-CROWN optimises slopes."""
+
+    iterations: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class MultiNeuron(Strict):
+    """Joint constraints on groups of unstable ReLUs (PRIMA).
+
+    Attributes
+    ----------
+    size
+        ReLUs in a group.
+    partition
+        ReLUs of similar triangle area from which groups are drawn.
+    groups
+        At most so many in each layer.
+    constraints
+        At most so many for each group.
+    """
+
+    size: Literal[2, 3]
+    partition: PositiveInt
+    groups: PositiveInt
+    constraints: PositiveInt
+
+
+class Complete(Strict):
+    """How the complete verifier searches.
+
+    Attributes
+    ----------
+    seconds
+        Time limit for each image.
+    inner_iterations
+        Of the optimisation of the ReLUs' own bounds, once for each image; 0: they are CROWN's.
+    iterations, learning_rate
+        Of the optimisation of each subproblem.
+    branching
+        filtered: of the `candidates` with the best BaBSR scores the one whose halves have the best bounds; babsr: the
+        best score; active-constraints: the one whose constraints weigh most (MN-BaB).
+    recompute
+        Bound the ReLUs behind a split anew in each subproblem.
+    multi_neuron
+        Joint constraints; None: without.
+    subproblems
+        How many are bounded at a time.
+    """
+
+    seconds: PositiveFloat
+    inner_iterations: NonNegativeInt
+    iterations: PositiveInt
+    learning_rate: PositiveFloat
+    branching: Literal["filtered", "babsr", "active-constraints"]
+    candidates: PositiveInt
+    recompute: bool
+    multi_neuron: MultiNeuron | None
+    subproblems: Annotated[int, Field(ge=2)]
 
 
 class Training(Strict):
@@ -149,13 +235,16 @@ class TrainingSpec(Training):
 
 
 class Attacked(Strict):
-    """How to attack the first `images` test images, or, with `validation_images`, held-out training images."""
+    """How to attack the first `images` test images, or, with `validation_images`, held-out training images.
+
+    `memory_mb` is what the tensors of an attack, or of a batch of bounds, may take, roughly.
+    """
 
     dataset: DatasetName
     eps: Eps
     images: PositiveInt
-    attack: StrongAttack
-    batch_size: PositiveInt
+    attack: Rounds
+    memory_mb: PositiveInt
     seed: NonNegativeInt
     validation_images: PositiveInt | None = None
 
@@ -176,15 +265,34 @@ class AttackSpec(Attacked):
 
 
 class Certification(Attacked):
-    """How to attack and certify them."""
+    """How to attack and certify them.
 
-    stages: tuple[Literal["interval", "crown-ibp", "crown", "alpha-crown"], ...] = Field(min_length=1)
-    alpha_iterations: PositiveInt
+    Attributes
+    ----------
+    engine
+        Of interval, crown-ibp, crown and alpha-crown: our own bounds, or those of the library auto_LiRPA.
+    stages
+        Each takes what is still open, in this order; attack is the one of `strong_attack`.
+    batch_size
+        Images that are bounded together, if memory allows.
+    strong_attack
+        Also goes once more for every image that was certified: none may be refuted.
+    shard_minutes
+        Time limit of the job that certifies one shard, after which what is open stays unknown; None: there is none.
+    """
+
+    engine: Literal["native", "auto_lirpa"]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    batch_size: PositiveInt
+    alpha: Slopes
+    strong_attack: Rounds
+    complete: Complete
+    shard_minutes: PositiveFloat | None
 
     @model_validator(mode="after")
-    def _stages_in_order(self) -> "Certification":
-        if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
-            raise ValueError(f"stages must be given once each, in this order: {', '.join(STAGES)}")
+    def _stages_once(self) -> "Certification":
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages must be given once each, from {', '.join(STAGES)}")
         return self
 
 

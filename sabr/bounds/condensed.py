@@ -33,6 +33,14 @@ class Condensed(NamedTuple):
     relu_inputs: list[Box]
 
 
+class TooLarge(Exception):  # noqa: N818 - not an error, but a case to be handled
+    """A condensed network does not fit into memory; what is known of its ReLUs' inputs so far is sound."""
+
+    def __init__(self, relu_inputs: list[Box], unstable: int) -> None:
+        super().__init__(f"{unstable} unstable ReLUs in one layer")
+        self.relu_inputs = relu_inputs
+
+
 def condense(
     steps: Sequence[Step],
     box: Box,
@@ -66,7 +74,12 @@ def condense(
         For each ReLU (N, ...): what rounding may be off by (`sabr.bounds.rounding`); new bounds are moved outwards by
         it, as `relu_inputs` must have been.
     memory
-        Bytes that pulling rows back may use at a time; what comes out is not counted.
+        Bytes that pulling rows back may use at a time, and once more bytes for what comes out.
+
+    Raises
+    ------
+    TooLarge
+        When what comes out would not fit; fewer images may.
     """
     shape = box.lower.shape[1:]
     count = len(box.lower)
@@ -74,6 +87,7 @@ def condense(
     bounds: list[Box | Centred] = list(relu_inputs)
     states: dict[int, ReLUState] = {}
     layers: list[Layer] = []
+    held = 0
     for number, prefix in enumerate(relu_prefixes(steps)):
         shapes = input_shapes(prefix.steps, shape)
         allowance = 0.0 if allowances is None else flat(allowances[number])
@@ -101,8 +115,12 @@ def condense(
                 rows = rows[(low < 0) & (high > 0)]
             parts.append(rows)
         image, places = torch.nonzero((lower < 0) & (upper > 0), as_tuple=True)
-        rows = torch.cat(parts) if parts else lower.new_zeros(0, _width(ends, layers))
         slot, size = _slots(image, count)
+        held += count * size * known.objective.shape[2] * known.objective.element_size()
+        if held > memory:
+            bounds[number] = Box(unflat(lower, shapes[-1]), unflat(upper, shapes[-1]))
+            raise TooLarge([Box(b.lower, b.upper) for b in bounds], size)
+        rows = torch.cat(parts) if parts else lower.new_zeros(0, _width(ends, layers))
         padded = _padded(rows, image, slot, count, size)
         real = _padded(torch.ones(len(image), dtype=torch.bool, device=image.device), image, slot, count, size)
         at = _padded(places, image, slot, count, size)

@@ -1,146 +1,331 @@
-"""A shard of images through the stages: prediction, attack, then bounds from cheap to tight."""
+"""A shard of images through the stages: bounds from cheap to tight, a strong attack, the complete verifier."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from sabr.attacks.pgd import strong_attack
-from sabr.bounds.auto_lirpa import BoundedNetwork
-from sabr.bounds.boxes import ball
-from sabr.networks.affine import folded_steps
-from sabr.networks.architectures import Network
-from sabr.networks.steps import Step
+from sabr.attacks.search import confirm, rows_within, search
+from sabr.bounds.boxes import Box, ball
+from sabr.bounds.cuts import Grouping
+from sabr.bounds.interval import margin_rows
+from sabr.bounds.rows import unflat
+from sabr.certification.attacking import as_rounds
+from sabr.certification.branch_and_bound import search as branch_and_bound
+from sabr.certification.engines import AutoLirpaEngine, BoundStage, Engine, NativeEngine
+from sabr.certification.preparation import Preparation, prepare
+from sabr.certification.subproblems import Search, Task
+from sabr.certification.verdicts import Verdict
+from sabr.errors import SabrError
+from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.provenance import child_seed
-from sabr.specs import AttackSpec, CertificationSpec
+from sabr.specs import CertificationSpec, Stage
 
-# Stages cheap enough to put refuted images through as well: a proof among them would show an unsound bound.
-_CONTROLLED = ("interval", "crown-ibp")
+# Images that the complete verifier works on together.
+_TOGETHER = 16
 
 
-def attack(
-    network: Network, images: Tensor, labels: Tensor, spec: AttackSpec, report: Callable[[str], None]
-) -> tuple[pd.DataFrame, Tensor]:
-    """Predict and attack images.
+@dataclass
+class StageRecord:
+    """What one stage did: images that entered it, that it certified, refuted or gave up; and the seconds it took."""
 
-    Parameters
+    entered: int = 0
+    certified: int = 0
+    refuted: int = 0
+    unknown: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Shard:
+    """Images on their way through the stages.
+
+    Attributes
     ----------
-    network
-        In evaluation mode.
+    steps
+        A folded network that ends in a linear layer, without gradients.
     images, labels
-        (N, channels, height, width) in [0, 1], and (N,): the first images of the test set.
+        (N, channels, height, width) in [0, 1], and (N,).
+    numbers
+        Each image's place in the test set.
     spec
-        Radius, attack, batch size and seed.
-    report
-        Called with a line of text after each batch.
-
-    Returns
-    -------
-    table, points
-        `sabr.certification.verdicts.ATTACK_COLUMNS`, one line per image; and the (N, ...) points that the attack ended
-        at. A refutation is checked by a plain forward pass of the network; that none is found proves nothing.
+        How to certify.
+    record
+        Called with an image's number and its verdict as it falls.
+    best, proved
+        (N, K-1) the best lower bound of each margin, and whether it is proved to be positive.
+    open, certified, refuted
+        (N,) what became of each; none of them: given up.
+    seconds
+        (N,) each image's share of the time so far.
     """
-    generator = torch.Generator(images.device).manual_seed(child_seed(spec.seed, "strong attack"))
-    with torch.no_grad():
-        steps = folded_steps(network)
-    parts, points = [], []
-    for first, batch in _batches(images, spec.batch_size):
-        truth = labels[first : first + len(batch)]
-        region = ball(batch, spec.eps)
-        found = strong_attack(
-            steps,
-            region,
-            truth,
-            step_sizes=spec.attack.step_sizes,
-            restarts=spec.attack.restarts,
-            loss=spec.attack.loss,
-            generator=generator,
+
+    steps: list[Step]
+    images: Tensor
+    labels: Tensor
+    numbers: list[int]
+    spec: CertificationSpec
+    record: Callable[[int, Verdict], None]
+    stop: Callable[[], bool]
+    best: Tensor = field(init=False)
+    proved: Tensor = field(init=False)
+    open: Tensor = field(init=False)
+    seconds: Tensor = field(init=False)
+    certified: Tensor = field(init=False)
+    refuted: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        last = self.steps[-1]
+        if not isinstance(last, LinearStep):
+            raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
+        self.last = last
+        count, device = len(self.images), self.images.device
+        self.best = torch.full((count, len(last.bias) - 1), -torch.inf, device=device)
+        self.proved = torch.zeros_like(self.best, dtype=torch.bool)
+        self.open = torch.ones(count, dtype=torch.bool, device=device)
+        self.certified, self.refuted = torch.zeros(2, count, dtype=torch.bool, device=device)
+        self.seconds = torch.zeros(count, dtype=torch.float64)
+        self.region = ball(self.images, self.spec.eps)
+        self.exact_region = ball(self.images.double(), self.spec.eps)
+        self.doubled = cast(self.steps, torch.float64)
+
+    def waiting(self) -> list[int]:
+        """Places of the images that are open."""
+        return torch.nonzero(self.open).flatten().tolist()
+
+    def part(self, places: Tensor) -> Box:
+        """The regions of some images."""
+        return Box(self.region.lower[places], self.region.upper[places])
+
+    def confirmed(self, places: Tensor, points: Tensor) -> Tensor:
+        """Which of the points (P, ...) refute their images, by a plain forward pass in float64."""
+        part = Box(self.exact_region.lower[places], self.exact_region.upper[places])
+        return confirm(lambda x: forward(self.doubled, x), part, points, self.labels[places])
+
+    def count(self) -> tuple[int, int, int]:
+        """How many images are certified, refuted, given up."""
+        closed, certified, refuted = (int(t.sum()) for t in (~self.open, self.certified, self.refuted))
+        return certified, refuted, closed - certified - refuted
+
+    def close(
+        self, place: int, stage: Stage, point: Tensor | None = None, reason: str = "", subproblems: int = 0
+    ) -> None:
+        """Record what is known of an image now: certified if there is neither point nor reason."""
+        self.open[place] = False
+        certified = point is None and not reason
+        self.certified[place], self.refuted[place] = certified, point is not None
+        if point is not None:
+            point = Box(self.exact_region.lower[place], self.exact_region.upper[place]).clamp(point.double())
+        margin = float(self.best[place].min())
+        verdict = Verdict(
+            certified_by=stage if certified else "",
+            refuted_by=stage if point is not None else "",
+            reason=reason,
+            margin_lower_bound=margin if margin > -float("inf") else None,
+            subproblems=subproblems,
+            seconds=float(self.seconds[place]),
+            point=None if point is None else point.cpu(),
         )
-        with torch.no_grad():
-            prediction = network(batch).argmax(1)
-            refuted = network(region.clamp(found.points)).argmax(1) != truth
-        natural = prediction == truth
-        parts.append(
-            pd.DataFrame(
-                {
-                    "index": np.arange(first, first + len(batch)),
-                    "label": truth.cpu().numpy(),
-                    "prediction": prediction.cpu().numpy(),
-                    "natural_correct": natural.cpu().numpy(),
-                    "adversarial_correct": (natural & ~refuted).cpu().numpy(),
-                }
-            )
-        )
-        points.append(found.points.cpu())
-        report(f"attacked {first + len(batch)} of {len(images)} images")
-    return pd.concat(parts, ignore_index=True), torch.cat(points)
+        self.record(self.numbers[place], verdict)
 
 
 def certify(
-    network: Network, images: Tensor, attacked: pd.DataFrame, spec: CertificationSpec, report: Callable[[str], None]
-) -> pd.DataFrame:
-    """Take images through the bounds, each stage only what is still open; what bounds prove for a margin stays proved.
+    steps: Sequence[Step],
+    images: Tensor,
+    labels: Tensor,
+    numbers: Sequence[int],
+    spec: CertificationSpec,
+    *,
+    record: Callable[[int, Verdict], None],
+    report: Callable[[str], None],
+) -> dict[str, StageRecord]:
+    """Take images that are classified correctly and resist the quick attack through the stages.
+
+    Each stage takes only what is still open, and of that only the margins that are; a verdict is recorded as it falls.
+    Afterwards every certified image belongs before `control`.
 
     Parameters
     ----------
-    network
-        In evaluation mode.
-    images
-        (N, channels, height, width) in [0, 1], one for each line of `attacked`.
-    attacked
-        What `attack` said of them. Misclassified images meet no bound; refuted ones meet the cheap bounds only, as a
-        check of those.
+    steps
+        A folded network that ends in a linear layer, without gradients, in float32.
+    images, labels, numbers
+        (N, channels, height, width) in [0, 1], (N,), and each image's place in the test set.
     spec
-        Radius, stages and batch size.
+        Radius, stages and how each of them works.
+    record
+        Called with an image's number and verdict, once for each image.
     report
         Called with a line of text after each stage.
 
     Returns
     -------
-    pandas.DataFrame
-        `sabr.certification.verdicts.COLUMNS`. `certified` is a proof up to float32 rounding; `margin_lower_bound` the
-        smallest of the bounds of the K-1 margins; `seconds` an image's share of its batches' time.
+    dict
+        What each stage did, in order.
     """
-    with torch.no_grad():
-        steps = folded_steps(network)
-    engine = BoundedNetwork(steps, images.shape[1:], alpha_iterations=spec.alpha_iterations)
-    labels = torch.tensor(attacked["label"].to_numpy(), device=images.device)
-    natural = attacked["natural_correct"].to_numpy()
-    resists = attacked["adversarial_correct"].to_numpy()
-    classes = _classes(steps)
-    best = torch.full((len(images), classes - 1), -torch.inf, device=images.device)
-    certified_by = np.full(len(images), "", dtype=object)
-    seconds = np.zeros(len(images))
+    deadline = float("inf") if spec.shard_minutes is None else time.monotonic() + 60 * spec.shard_minutes
+    shard = Shard(list(steps), images, labels, list(numbers), spec, record, lambda: time.monotonic() > deadline)
+    memory = spec.memory_mb * 10**6
+    native = NativeEngine(
+        shard.steps, spec.eps, iterations=spec.alpha.iterations, rate=spec.alpha.learning_rate, memory=memory
+    )
+    engine: Engine = native
+    if spec.engine == "auto_lirpa":
+        engine = AutoLirpaEngine(shard.steps, spec.eps, iterations=spec.alpha.iterations, shape=images.shape[1:])
+    records: dict[str, StageRecord] = {}
     for stage in spec.stages:
-        candidates = natural & (certified_by == "") & (resists | (stage in _CONTROLLED))
-        for chosen in np.array_split(np.flatnonzero(candidates), max(1, -(-candidates.sum() // spec.batch_size))):
-            if len(chosen) == 0:
-                continue
+        own = records[stage] = StageRecord(entered=int(shard.open.sum()))
+        started = time.perf_counter()
+        before = shard.count()
+        if own.entered and not shard.stop():
+            if stage == "attack":
+                _attack(shard)
+            elif stage == "complete":
+                _complete(shard, native)
+            else:
+                _bound(shard, stage, engine)
+        own.seconds = time.perf_counter() - started
+        own.certified, own.refuted, own.unknown = (now - then for now, then in zip(shard.count(), before, strict=True))
+        native.forget(set(torch.nonzero(~shard.open).flatten().tolist()))
+        report(
+            f"{stage}: of {own.entered} open {own.certified} certified, {own.refuted} refuted, {own.unknown} given up, "
+            f"{own.seconds:.1f} s"
+        )
+    late = "the shard's time is over" if shard.stop() else "no stage proved or refuted it"
+    for place in shard.waiting():
+        shard.close(place, spec.stages[-1], reason=late)
+    return records
+
+
+def _bound(shard: Shard, stage: BoundStage, engine: Engine) -> None:
+    waiting = shard.waiting()
+    for first in range(0, len(waiting), shard.spec.batch_size):
+        if shard.stop():
+            return
+        chosen = waiting[first : first + shard.spec.batch_size]
+        started = time.perf_counter()
+        places = torch.tensor(chosen, device=shard.images.device)
+        found = engine.margins(stage, shard.images[places], shard.labels[places], chosen)
+        shard.best[places] = torch.maximum(shard.best[places], found.lower)
+        shard.proved[places] |= found.proved
+        shard.seconds[chosen] += (time.perf_counter() - started) / len(chosen)
+        for place in places[shard.proved[places].all(1)].tolist():
+            shard.close(place, stage)
+
+
+def _attack(shard: Shard) -> None:
+    waiting = shard.waiting()
+    started = time.perf_counter()
+    places = torch.tensor(waiting, device=shard.images.device)
+    refuted, points = _strongest(shard, places, "strong attack", ~shard.proved[places])
+    shard.seconds[waiting] += (time.perf_counter() - started) / len(waiting)
+    for place, point in zip(places[refuted].tolist(), points[refuted], strict=True):
+        shard.close(place, "attack", point=point)
+
+
+def _strongest(shard: Shard, places: Tensor, purpose: str, open_margins: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which images the strong attack refutes, (P,), and the points that it found, (P, ...)."""
+    generator = torch.Generator(shard.images.device).manual_seed(child_seed(shard.spec.seed, purpose))
+    region = shard.part(places)
+    found = search(
+        shard.steps,
+        region,
+        shard.labels[places],
+        rounds=as_rounds(shard.spec.strong_attack),
+        generator=generator,
+        rows=rows_within(shard.steps, region, shard.spec.memory_mb),
+        open_margins=open_margins,
+    )
+    return shard.confirmed(places, found.points), found.points
+
+
+def _complete(shard: Shard, engine: NativeEngine) -> None:
+    asked, memory = shard.spec.complete, shard.spec.memory_mb * 10**6
+    grouping = None if asked.multi_neuron is None else Grouping(**asked.multi_neuron.model_dump())
+    preparation = Preparation(asked.inner_iterations, asked.learning_rate, grouping, memory)
+    settings = Search(
+        iterations=asked.iterations,
+        rate=asked.learning_rate,
+        rule=asked.branching,
+        candidates=asked.candidates,
+        recompute=asked.recompute,
+        queries=asked.subproblems,
+        memory=memory,
+    )
+    waiting = shard.waiting()
+    for first in range(0, len(waiting), _TOGETHER):
+        tasks: dict[int, Task] = {}
+        for place in waiting[first : first + _TOGETHER]:
+            if shard.stop():
+                break
             started = time.perf_counter()
-            picked = torch.as_tensor(chosen, device=images.device)
-            region = ball(images[picked], spec.eps)
-            bounds = engine.margin_lower_bounds(region, labels[picked], method=stage)
-            best[picked] = torch.maximum(best[picked], bounds)
-            proved = (best[picked] > 0).all(1).cpu().numpy()
-            certified_by[chosen[proved]] = stage
-            seconds[chosen] += (time.perf_counter() - started) / len(chosen)
-        report(f"{stage}: {int((certified_by == stage).sum())} proved of {int(candidates.sum())} open")
-    margin = best.amin(1).cpu().numpy()
-    return attacked.assign(
-        certified=certified_by != "",
-        certified_by=certified_by,
-        margin_lower_bound=np.where(np.isfinite(margin), margin, np.nan),
-        seconds=seconds,
+            task = _task(shard, engine, place, preparation)
+            shard.seconds[place] += time.perf_counter() - started
+            if task is None:
+                shard.close(place, "complete", reason="too many unstable ReLUs for memory_mb")
+            else:
+                tasks[place] = task
+        outcomes = branch_and_bound(list(tasks.values()), settings, stop=shard.stop)
+        for place, outcome in zip(tasks, outcomes, strict=True):
+            shard.seconds[place] += outcome.seconds
+            unproved = torch.nonzero(~shard.proved[place]).flatten()
+            own = outcome.lower.to(shard.best).clamp(max=float(torch.finfo(shard.best.dtype).max))
+            shard.best[place, unproved] = torch.maximum(shard.best[place, unproved], own)
+            point = None if outcome.point is None else unflat(outcome.point.unsqueeze(0), shard.images.shape[1:])[0]
+            shard.close(place, "complete", point, outcome.reason, outcome.subproblems)
+
+
+def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparation) -> Task | None:
+    """One image's open margins as a task; None where its condensed network does not fit into memory."""
+    own = slice(place, place + 1)
+    [known] = engine.known(shard.images[own], shard.labels[own], [place])
+    if known.problem is None:
+        return None
+    weight, constant = margin_rows(shard.last, shard.labels[own])
+    open_ = ~shard.proved[place]
+
+    def refutes(point: Tensor) -> bool:
+        shaped = unflat(point.unsqueeze(0), shard.images.shape[1:])
+        return bool(shard.confirmed(torch.tensor([place], device=shard.images.device), shaped)[0])
+
+    return prepare(
+        shard.steps[:-1],
+        Box(shard.region.lower[own], shard.region.upper[own]),
+        weight[:, open_],
+        constant[:, open_],
+        known.relu_inputs,
+        preparation,
+        refutes=refutes,
+        seconds=shard.spec.complete.seconds,
     )
 
 
-def _classes(steps: list[Step]) -> int:
-    return len(steps[-1].bias)  # type: ignore[union-attr]
+def control(
+    steps: Sequence[Step],
+    images: Tensor,
+    labels: Tensor,
+    numbers: Sequence[int],
+    spec: CertificationSpec,
+) -> StageRecord:
+    """Attack certified images once more, with the strong attack from other starts, all margins open.
 
+    Parameters are those of `certify`.
 
-def _batches(images: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    for first in range(0, len(images), size):
-        yield first, images[first : first + size]
+    Raises
+    ------
+    SabrError
+        When an image is refuted: a bound is unsound.
+    """
+    shard = Shard(list(steps), images, labels, list(numbers), spec, lambda number, verdict: None, lambda: False)
+    started = time.perf_counter()
+    places = torch.arange(len(images), device=images.device)
+    if len(places):
+        refuted, _ = _strongest(shard, places, "control", None)
+        for place in places[refuted].tolist():
+            raise SabrError(
+                f"test image {shard.numbers[place]} was certified at eps {spec.eps:.6g} although an attack with seed "
+                f"{spec.seed} refutes it; a bound is unsound, and no result of this run can be trusted: please report "
+                "it with this line"
+            )
+    return StageRecord(entered=len(places), seconds=time.perf_counter() - started)

@@ -1,13 +1,17 @@
 """What is known about each image, as a table on disk with a sidecar that says where it comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ATTACK_COLUMNS = {
     "index": "int64",
@@ -19,9 +23,81 @@ ATTACK_COLUMNS = {
 COLUMNS = ATTACK_COLUMNS | {
     "certified": "bool",
     "certified_by": "str",
+    "refuted_by": "str",
+    "reason": "str",
     "margin_lower_bound": "float64",
+    "subproblems": "int64",
     "seconds": "float64",
 }
+# What the quick attack of every image is called in `refuted_by`.
+QUICK_ATTACK = "quick-attack"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the stages say of one image that is classified correctly and resists the quick attack.
+
+    Attributes
+    ----------
+    certified_by, refuted_by
+        The stage that decided it; at most one is not empty.
+    reason
+        Why neither; empty if either.
+    margin_lower_bound
+        The smallest over the classes of the best sound lower bound of each margin; None: no stage bounded it.
+    subproblems
+        How many the complete verifier bounded.
+    seconds
+        The image's share of the time of its batches.
+    point
+        The counterexample in float64, or None.
+    """
+
+    certified_by: str
+    refuted_by: str
+    reason: str
+    margin_lower_bound: float | None
+    subproblems: int
+    seconds: float
+    point: "Tensor | None" = None
+
+
+def table(attacked: pd.DataFrame, verdicts: Mapping[int, Verdict]) -> pd.DataFrame:
+    """The table of a shard.
+
+    Parameters
+    ----------
+    attacked
+        `ATTACK_COLUMNS` of the shard's images.
+    verdicts
+        By image, of all that are classified correctly and resist the quick attack.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `COLUMNS`; `adversarial_correct` is false where any stage refuted the image.
+    """
+    rows = []
+    for line in attacked.to_dict("records"):
+        known = verdicts.get(int(line["index"]))
+        if known is None:
+            refuted = line["natural_correct"] and not line["adversarial_correct"]
+            known = Verdict("", QUICK_ATTACK if refuted else "", "" if refuted else "misclassified", None, 0, 0.0)
+        margin = float("nan") if known.margin_lower_bound is None else known.margin_lower_bound
+        rows.append(
+            {
+                **line,
+                "adversarial_correct": line["adversarial_correct"] and not known.refuted_by,
+                "certified": bool(known.certified_by),
+                "certified_by": known.certified_by,
+                "refuted_by": known.refuted_by,
+                "reason": known.reason,
+                "margin_lower_bound": margin,
+                "subproblems": known.subproblems,
+                "seconds": known.seconds,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def write(table: pd.DataFrame, path: Path, about: dict[str, Any]) -> None:
@@ -64,7 +140,7 @@ def refuse_contradictions(table: pd.DataFrame, where: str) -> None:
         first = wrong.iloc[0]
         raise SabrError(
             f"{where}: test image {first['index']} was certified by {first['certified_by']} with margin "
-            f"{first['margin_lower_bound']:.6g} although the attack refutes it; a bound is unsound, and no result of "
+            f"{first['margin_lower_bound']:.6g} although an attack refutes it; a bound is unsound, and no result of "
             "this run can be trusted: please report it with this line"
         )
 
@@ -80,7 +156,7 @@ def merge(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     Returns
     -------
     table, about
-        All images in order, and the common sidecar, with the shards' seconds added up.
+        All images in order, and the common sidecar, with the shards' seconds, and what each stage did, added up.
 
     Raises
     ------
@@ -99,4 +175,10 @@ def merge(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     if table["index"].tolist() != list(range(images)):
         raise SabrError(f"the shards beside {paths[0]} hold {len(table)} verdicts, not one for each of {images} images")
     refuse_contradictions(table, str(paths[0].parent))
-    return table, {**common, "seconds": sum(about["seconds"] for _, about in shards)}
+    stages: dict[str, dict[str, float]] = {}
+    for _, about in shards:
+        for stage, numbers in about.get("stages", {}).items():
+            own = stages.setdefault(stage, dict.fromkeys(numbers, 0))
+            for key, value in numbers.items():
+                own[key] += value
+    return table, {**common, "seconds": sum(about["seconds"] for _, about in shards), "stages": stages}
