@@ -1,5 +1,6 @@
 """The whole workflow at the tiny scale on real images, in a path with spaces."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from sabr.methods import METHODS as OBJECTIVES
@@ -204,6 +206,33 @@ def test_killed_and_started_again_the_verdicts_are_the_same(make_workflow, finis
             )
     tables = [(w.results / "tables" / "table1.md").read_text() for w in (finished, workflow)]
     assert tables[0] == tables[1]
+
+
+def test_training_that_is_told_to_stop_is_continued_by_a_retry(make_workflow, finished):
+    workflow = make_workflow("stopped")
+    row = workflow.results / ROWS[3]
+    longer = {"training": {"epochs": 30, "ramp_end": 3, "learning_rate_drops": [30]}}
+    arguments = ("--cores", "1", "--retries", "1", f"results/tiny/{ROWS[3]}/model.pt")
+    process = subprocess.Popen(
+        [str(part) for part in workflow.command(*arguments, overrides=longer)],
+        cwd=workflow.folder,
+        env=workflow.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (row / "model.resume.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    training = [job for job in jobs if "train" in job.cmdline() and Path(job.cmdline()[0]).name.startswith("python")]
+    for job in training:
+        job.terminate()
+    said, _ = process.communicate()
+    assert len(training) == 1
+    assert process.returncode == 0, said[-3000:]
+    assert "non-zero exit status 75" in said
+    assert len(json.loads((row / "model.json").read_text())["resumed"]) == 1
 
 
 def test_a_half_written_checkpoint_stops_with_a_clear_word(make_workflow, finished):
