@@ -5,18 +5,22 @@
     python benchmarks/training.py --scale quick --threads 1 --methods ibp sabr mtl-ibp
 
 Steps of all methods and the yardstick are measured in turns in one process, so that a noisy machine slows all of them;
-peak memory is that of a process which takes a few steps of one method alone. Network and hyper-parameters are those of
-the scale.
+"CPU Y" is the same ratio in CPU seconds, which what else runs on the machine hardly changes (with one thread: threads
+that wait for each other count too). "loop" is what the loop does for a step beside the step itself. Peak memory is that
+of a process which takes a few steps of one method alone. Network and hyper-parameters are those of the scale.
 """
 
 import argparse
+import io
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,7 +36,9 @@ from sabr.networks.steps import forward
 from sabr.settings import DATASETS
 from sabr.specs import TrainingSpec
 from sabr.training.metrics import EpochRecord
-from sabr.training.step import initial_network, step_loss
+from sabr.training.progress import progress
+from sabr.training.step import StepLoss, initial_network, step_loss
+from sabr.training.trainer import Progress
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"mnist": "mnist-eps-0.1", "cifar10": "cifar10-eps-2_255", "tinyimagenet": "tinyimagenet-eps-1_255"}
@@ -65,18 +71,21 @@ def main() -> None:
             step()
         print(peak_memory(device))
         return
+    # First of all: a process inherits its parent's peak.
+    memory = {name: memory_of(name) for name in asked.methods} if asked.memory else {}
     runs: dict[str, Callable[[], None]] = {"Y": yardstick(specs["ibp"], split, device)}
+    runs["loop"] = housekeeping(specs["ibp"], random_images(asked.dataset, 32 * batch_size), device)
     runs |= {name: stepper(specs[name], split, asked.phase, device) for name in asked.methods}
-    seconds = in_turns(runs, asked.rounds, device)
+    times = in_turns(runs, asked.rounds, device)
     table = Table(
         title=f"{network}, {asked.dataset} shape, {asked.phase}, batch {batch_size}, {asked.threads} threads"
         f"{', compiled' if compiled else ''}"
     )
-    for column in ("", "s/step", "images/s", "Y", "peak MB"):
+    for column in ("", "s/step", "images/s", "Y", "CPU Y", "peak MB"):
         table.add_column(column, justify="right")
-    for name, taken in seconds.items():
-        memory = memory_of(name) if asked.memory and name != "Y" else ""
-        table.add_row(name, f"{taken:.3f}", f"{batch_size / taken:.0f}", f"{taken / seconds['Y']:.1f}", memory)
+    for name, (taken, cpu) in times.items():
+        ratios = (f"{taken / times['Y'].clock:.2f}", f"{cpu / times['Y'].cpu:.2f}")
+        table.add_row(name, f"{taken:.4f}", f"{batch_size / taken:.0f}", *ratios, memory.get(name, ""))
     Console().print(table)
 
 
@@ -110,15 +119,10 @@ def stepper(spec: TrainingSpec, split: Split, phase: str, device: torch.device) 
     generator = torch.Generator(device).manual_seed(0)
     record = EpochRecord.empty(1, device)
     eps = spec.eps if phase == "end" else spec.eps / 2
-
-    def given_out() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            yield from batches.epoch()
-
-    source = given_out()
+    source = numbered(batches)
 
     def step() -> None:
-        images, labels = next(source)
+        _, (images, labels) = next(source)
         loss = step_loss(network, images, labels, eps, spec, generator)
         optimiser.zero_grad()
         loss.total.backward()
@@ -144,18 +148,54 @@ def yardstick(spec: TrainingSpec, split: Split, device: torch.device) -> Callabl
     return run
 
 
-def in_turns(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, after a warm-up of two turns."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+def housekeeping(spec: TrainingSpec, split: Split, device: torch.device) -> Callable[[], None]:
+    """What the training loop does beside its steps: data, metrics, log; with an epoch as short as `split`."""
+    batches = TrainingBatches(split, DATASETS[spec.dataset], spec.batch_size, seed=0, device=device)
+    loss = StepLoss(*torch.ones(5, device=device))
+    source = numbered(batches)
+    record = EpochRecord.empty(len(batches), device)
+    silent = io.StringIO()
+    with redirect_stderr(silent), progress("benchmark", 1) as report:  # a log, not a bar: it outlives its context
+        pass
+
+    def run() -> None:
+        step, _ = next(source)
+        record.add(step, loss)
+        metrics = None
+        if step + 1 == len(batches):
+            record.check(1, [spec.eps] * len(batches))
+            metrics = record.metrics(1, spec.eps, spec.learning_rate, spec.batch_size, 1.0)
+        with redirect_stderr(silent):
+            report(Progress(step + 1, len(batches), 1, spec.eps, metrics))
+
+    return run
+
+
+def numbered(batches: TrainingBatches) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """Batches for ever, each with its number in its epoch."""
+    while True:
+        yield from enumerate(batches.epoch())
+
+
+class Times(NamedTuple):
+    """Seconds by the clock, and of CPU time."""
+
+    clock: float
+    cpu: float
+
+
+def in_turns(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, Times]:
+    """Medians of each, after a warm-up of two turns."""
+    taken: dict[str, list[Times]] = {name: [] for name in runs}
     for turn in range(rounds + 2):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = Times(time.perf_counter(), time.process_time())
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= 2:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+                taken[name].append(Times(time.perf_counter() - started.clock, time.process_time() - started.cpu))
+    return {name: Times(*map(statistics.median, zip(*times, strict=True))) for name, times in taken.items()}
 
 
 def memory_of(method: str) -> str:
