@@ -35,10 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sabr.errors import SabrError
-from sabr.networks.instances import Instance, read_counterexample, read_instances
-from sabr.networks.onnx_import import read_onnx
+from sabr.networks.instances import Instance, read_counterexample, read_instance, read_instances
 from sabr.networks.steps import Step, cast, forward
-from sabr.networks.vnnlib import Property, read_vnnlib
+from sabr.networks.vnnlib import Property
 
 VERDICTS = ("sat", "unsat", "unknown", "timeout")
 # Beyond its limit a program may finish what it is at, before it is stopped.
@@ -167,7 +166,7 @@ def answer(instance: Instance, text: str, seconds: float) -> Answer:
 
 def confirmed(instance: Instance, text: str) -> bool:
     """Whether a counterexample's inputs, moved into a box of the property, are one in float64."""
-    network, properties = read_onnx(instance.onnx), read_vnnlib(instance.vnnlib)
+    network, properties = read_instance(instance.onnx, instance.vnnlib)
     try:
         inputs, _ = read_counterexample(text)
     except SabrError:

@@ -14,8 +14,9 @@ from sabr.errors import SabrError
 from sabr.files import write_text
 from sabr.networks.expressions import MalformedText, parse
 from sabr.networks.onnx_export import write_onnx
+from sabr.networks.onnx_import import Imported, read_onnx
 from sabr.networks.steps import Step
-from sabr.networks.vnnlib import write_robustness
+from sabr.networks.vnnlib import Property, read_vnnlib, write_robustness
 
 
 class Instance(NamedTuple):
@@ -99,6 +100,25 @@ def read_instances(path: Path) -> list[Instance]:
                 raise SabrError(f'{path}, line {number} is not "network.onnx,property.vnnlib,seconds": correct it')
             instances.append(Instance(path.parent / row[0].strip(), path.parent / row[1].strip(), seconds))
     return instances
+
+
+def read_instance(network: Path, wanted: Path) -> tuple[Imported, list[Property]]:
+    """Read a network and a property of it.
+
+    Raises
+    ------
+    SabrError
+        As in `read_onnx` and `read_vnnlib`, and when the two have different numbers of inputs or outputs.
+    """
+    imported, properties = read_onnx(network), read_vnnlib(wanted)
+    sizes = (torch.Size(imported.input_shape).numel(), imported.outputs)
+    asked = (len(properties[0].lower), properties[0].disjuncts[0].rows.shape[1])
+    if asked != sizes:
+        raise SabrError(
+            f"{wanted} is about {asked[0]} inputs and {asked[1]} outputs, but {network} has {sizes[0]} and {sizes[1]}: "
+            "give a property of this network"
+        )
+    return imported, properties
 
 
 def counterexample_text(inputs: Tensor, outputs: Tensor) -> str:

@@ -57,7 +57,7 @@ def read_onnx(path: Path) -> Imported:
         that is not supported: it is named.
     """
     model = _load(path)
-    graph, opset = model.graph, next(o.version for o in model.opset_import if o.domain in _DOMAINS)
+    graph, opset = model.graph, max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
     constants = _constants(path, graph)
     source, dtype, shape = _input(path, graph, constants)
     if len(graph.output) != 1:
@@ -72,6 +72,8 @@ def read_onnx(path: Path) -> Imported:
             raise SabrError(f"{path}: {_label(node)} {refusal}; supported are: {SUPPORTED}") from refusal
         except RuntimeError as error:  # torch's word for shapes that do not fit
             raise SabrError(f"{path}: the sizes do not fit at {_label(node)}; export the network again") from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # attributes of a wrong form
+            raise SabrError(f"{path}: {_label(node)} is malformed; export the network again") from error
     if target not in reader.shapes:
         raise SabrError(f"{path}: the output {target!r} does not depend on the input; export the network again")
     try:
@@ -172,14 +174,12 @@ def _load(path: Path) -> ModelProto:
         raise SabrError(f"cannot read {path}: {reason}") from error
     except (DecodeError, ValueError) as error:
         raise SabrError(f"{path} is not a whole ONNX file: get it again") from error
-    unknown = sorted(
-        {n.op_type for n in model.graph.node if n.op_type not in OPERATORS | FOLDABLE or n.domain not in _DOMAINS}
-    )
+    unknown = [n for n in model.graph.node if n.op_type not in OPERATORS | FOLDABLE or n.domain not in _DOMAINS]
     if unknown:
-        first = next(n for n in model.graph.node if n.op_type in unknown)
+        kinds = ", ".join(sorted({str(node.op_type) for node in unknown}))
         raise SabrError(
-            f"{path}: {_label(first)} is of a kind that is not supported (operators not supported here: "
-            f"{', '.join(unknown)}); supported are: {SUPPORTED}"
+            f"{path}: {_label(unknown[0])} is of a kind that is not supported (not supported here: {kinds}); "
+            f"supported are: {SUPPORTED}"
         )
     try:
         onnx.checker.check_model(model)
@@ -196,7 +196,7 @@ def _constants(path: Path, graph: GraphProto) -> dict[str, Tensor]:
     for initialiser in graph.initializer:
         try:
             constants[initialiser.name] = _numbers(numpy_helper.to_array(initialiser))
-        except (UnsupportedNode, ValueError, TypeError) as error:
+        except (UnsupportedNode, ValueError, TypeError, LookupError) as error:
             raise SabrError(f"{path}: the constant {initialiser.name!r} cannot be read: {error}") from error
     return constants
 
@@ -214,7 +214,7 @@ def _input(path: Path, graph: GraphProto, constants: dict[str, Tensor]) -> tuple
         raise SabrError(f"{path} has {len(inputs)} inputs ({names}): give a network with one")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in _PRECISIONS:
-        kind = TensorProto.DataType.Name(tensor.elem_type)
+        kind = dict(map(reversed, TensorProto.DataType.items())).get(tensor.elem_type, "unknown")
         raise SabrError(f"{path}: the input is of type {kind}: give a network that takes float32 or float64")
     batch, *sizes = [d.dim_value for d in tensor.shape.dim] or [0]
     if not sizes or batch > 1 or any(size < 1 for size in sizes):
@@ -243,4 +243,5 @@ def _needed(
 
 
 def _label(node: NodeProto) -> str:
-    return f"node {node.name or node.output[0]!r} ({node.op_type})"
+    name = node.name or next(iter(node.output), "")
+    return f"node {name!r} ({node.op_type})"

@@ -6,9 +6,11 @@ from sabr.networks.instances import (
     Instance,
     counterexample_text,
     read_counterexample,
+    read_instance,
     read_instances,
     write_instances,
 )
+from sabr.networks.onnx_export import write_onnx
 from sabr.networks.onnx_import import read_onnx
 from sabr.networks.steps import forward
 from sabr.networks.vnnlib import read_vnnlib
@@ -42,6 +44,16 @@ def test_each_property_is_about_its_own_label(small_network, tmp_path):
         (found,) = read_vnnlib(instance.vnnlib)
         assert not found.violated_by(low, torch.eye(10)[label])
         assert found.violated_by(low, torch.eye(10)[0])
+
+
+def test_a_network_and_a_property_of_another_do_not_go_together(small_network, tmp_path):
+    listed, *_ = write(tmp_path / "mnist", small_network()[1])
+    (instance, _) = read_instances(listed)
+    network, properties = read_instance(instance.onnx, instance.vnnlib)
+    assert network.input_shape == (1, 28, 28) and len(properties) == 1
+    write_onnx(small_network("cifar10")[1], (3, 32, 32), tmp_path / "cifar10.onnx")
+    with pytest.raises(SabrError, match="784 inputs and 10 outputs, but .*cifar10.onnx has 3072 and 10"):
+        read_instance(tmp_path / "cifar10.onnx", instance.vnnlib)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -190,6 +192,7 @@ BAD = {
     "auto_pad": ([node("Conv", ["x", "w"], auto_pad="SAME_UPPER")], {"w": array(2, 2, 2, 2)}, {}, "SAME_UPPER"),
     "dynamic weight": ([node("MatMul", ["x", "x"])], {}, {}, "my_MatMul.*both depend"),
     "left matmul": ([node("MatMul", ["w", "x"])], {"w": array(4, 4)}, {}, "would have to be a constant"),
+    "strides": ([node("Conv", ["x", "w"], strides=[1])], {"w": array(2, 2, 1, 1)}, {}, "my_Conv.*malformed"),
     "channels": ([node("Conv", ["x", "w"])], {"w": array(2, 3, 1, 1)}, {}, "sizes do not fit at node 'my_Conv'"),
     "broadcast": ([node("Add", ["x", "w"])], {"w": array(5, 1, 4, 4)}, {}, r"shape \(5, 1, 4, 4\)"),
     "division": ([node("Div", ["w", "x"])], {"w": array(1)}, {}, "my_Div.*divides"),
@@ -254,3 +257,17 @@ def test_a_file_that_is_cut_off_or_something_else_or_missing(tmp_path, small_net
     path.write_text("<html>not found</html>")
     with pytest.raises(SabrError, match="net.onnx"):
         read_onnx(path)
+
+
+def test_damage_of_any_kind_gives_one_sentence(tmp_path):
+    path = save(tmp_path / "net.onnx", *CASES["norm behind a convolution"])
+    whole, generator = path.read_bytes(), random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_onnx(path)
+        except SabrError as error:
+            assert "\n" not in str(error)
