@@ -176,7 +176,7 @@ def _load(path: Path) -> ModelProto:
         raise SabrError(f"{path} is not a whole ONNX file: get it again") from error
     unknown = [n for n in model.graph.node if n.op_type not in OPERATORS | FOLDABLE or n.domain not in _DOMAINS]
     if unknown:
-        kinds = ", ".join(sorted({str(node.op_type) for node in unknown}))
+        kinds = ", ".join(sorted({_shown(node.op_type) for node in unknown}))
         raise SabrError(
             f"{path}: {_label(unknown[0])} is of a kind that is not supported (not supported here: {kinds}); "
             f"supported are: {SUPPORTED}"
@@ -210,7 +210,7 @@ def _numbers(array: NDArray[Any]) -> Tensor:
 def _input(path: Path, graph: GraphProto, constants: dict[str, Tensor]) -> tuple[str, torch.dtype, tuple[int, ...]]:
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
+        names = ", ".join(_shown(value.name) for value in inputs) or "none"
         raise SabrError(f"{path} has {len(inputs)} inputs ({names}): give a network with one")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in _PRECISIONS:
@@ -244,4 +244,9 @@ def _needed(
 
 def _label(node: NodeProto) -> str:
     name = node.name or next(iter(node.output), "")
-    return f"node {name!r} ({node.op_type})"
+    return f"node {name!r} ({_shown(node.op_type)})"
+
+
+def _shown(name: object) -> str:
+    """A name out of a file as part of one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(name)[:80])
