@@ -197,7 +197,7 @@ def test_shards_cover_every_image_once():
         ({"overrides": {"training": {"eps": "8/0"}}}, "training.eps: '8/0' is not a radius"),
         (
             {"overrides": {"certification": {"eps": 0.2}}},
-            "overrides: certification.eps: unknown key; allowed: alpha_it",
+            "overrides: certification.eps: unknown key; allowed: alpha, ",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_no_configuration_file_holds_tabs_or_duplicate_keys():
         pass
 
     def mapping(loader, node, deep=False):
-        keys = [loader.construct_object(key) for key, _ in node.value]
+        keys = [loader.construct_object(key) for key, _ in node.value if key.value != "<<"]
         assert len(keys) == len(set(keys)), keys
         return yaml.SafeLoader.construct_mapping(loader, node, deep)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sabr.config import read_yaml, resolve
 from sabr.report import published, style
-from sabr.specs import CERTIFICATION_REVISION, TRAINING_REVISION
+from sabr.specs import TRAINING_REVISION
 
 ATTACK = {"steps": [{"count": 4, "size": 0.5}]}
 CONFIG = Path(__file__).parents[2] / "config"
@@ -18,8 +19,15 @@ ALL_STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
 MakeRow = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def certification() -> dict[str, Any]:
+    """How the default scale certifies, whatever that is at present."""
+    plan = resolve(read_yaml(CONFIG / "config.yaml"), CONFIG)
+    return plan.main[0].certification.model_dump(mode="json")
+
+
 @pytest.fixture
-def make_row(tmp_path: Path) -> MakeRow:
+def make_row(tmp_path: Path, certification: dict[str, Any]) -> MakeRow:
     """Write a row folder: `natural`, `adversarial` right answers, and certified images by stage, of `images`."""
 
     def make(
@@ -55,13 +63,9 @@ def make_row(tmp_path: Path) -> MakeRow:
         }
         provenance = {"versions": {"torch": "2.10"}, "commit": None, "machine": {}}
         model = {"spec": run, "provenance": provenance, "seconds": 12.5, "sha256": "aa", "history": []}
-        certification = {
-            **{"dataset": dataset, "eps": radius, "images": images, "stages": list(stages), "batch_size": 50},
-            **{"attack": {**ATTACK, "restarts": 1, "loss": "margin"}, "alpha_iterations": 20, "seed": 0},
-            "revision": CERTIFICATION_REVISION,
-        }
+        own = {"dataset": dataset, "eps": radius, "images": images, "stages": list(stages)}
         judged = {
-            "certification": certification,
+            "certification": certification | own,
             "model_sha256": "aa",
             "provenance": provenance | {"commit": "abc"},
             "seconds": 3.0,
