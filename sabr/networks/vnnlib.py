@@ -1,8 +1,9 @@
 """Properties of a network as VNN-LIB text: what a counterexample would be."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -278,4 +279,6 @@ def _finite(value: float, expression: Expression) -> float:
     return value
 
 
-_decimal: Callable[[float], str] = repr  # the shortest decimal that is read back as the same float64
+def _decimal(value: float) -> str:
+    """The shortest decimal, without exponent, that is read back as the same float64."""
+    return format(Decimal(repr(value)), "f")

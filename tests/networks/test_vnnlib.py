@@ -49,6 +49,12 @@ def test_every_number_is_read_back_exactly(tmp_path_factory, lower, width):
     assert torch.equal(found.lower, lower) and torch.equal(found.upper, upper)
 
 
+def test_numbers_have_no_exponents():
+    text = robustness_text(torch.tensor([1e-5, -2e-7]), torch.tensor([1e25, 1.0]), 0, 2)
+    assert "e" not in text.partition("(assert")[2].replace("assert", "")
+    assert "(>= X_1 -0.00000019999999494757503)" in text
+
+
 @pytest.mark.parametrize(("label", "classes"), [(3, 3), (-1, 3), (0, 1)])
 def test_there_must_be_another_class(label, classes):
     with pytest.raises(SabrError, match="label"):
