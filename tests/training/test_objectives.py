@@ -174,7 +174,11 @@ def test_layers_without_active_or_inactive_neurons_give_finite_gradients(sign):
 
 
 def test_l1_by_hand():
-    assert float(l1_norm([torch.tensor([[1.0, -2.0]]), torch.tensor([-0.5])])) == 3.5
+    weights = torch.tensor([[1.0, -2.0], [0.0, 4.0]], requires_grad=True)
+    norm = l1_norm([weights, torch.tensor([-0.5])])
+    assert norm.item() == 7.5
+    (gradient,) = torch.autograd.grad(3 * norm, weights)
+    assert gradient.tolist() == [[3, -3], [0, 3]]
 
 
 def test_l1_of_many_weights_is_not_lost_to_rounding():
