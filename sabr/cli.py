@@ -1,6 +1,7 @@
 """One small command a rule: arguments in, files out, errors as one sentence."""
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,10 @@ DatasetName = StrEnum("DatasetName", {name: name for name in DATASETS})  # type:
 SpecKind = StrEnum("SpecKind", {"training": "training", "attack": "attack", "certification": "certification"})
 
 Study = StrEnum("Study", ["box-growth", "small-box"])
-FigureName = StrEnum("FigureName", ["accuracies", "training-curves", "lambda-sweep", "box-growth", "small-box"])
+FigureName = StrEnum(
+    "FigureName",
+    ["accuracies", "training-curves", "lambda-sweep", "cascade", "time-limit", "box-growth", "small-box"],
+)
 PUBLISHED = Path("config/published.yaml")
 FIGURES = Path("config/figures.yaml")
 
@@ -160,13 +164,21 @@ def collect(
     rows: Annotated[list[Path], typer.Argument(help="Row folders, one for each network.")],
     output: Output,
     histories: Annotated[Path, typer.Option(help="CSV to write: every network's metrics per epoch.")],
+    stages: Annotated[Path, typer.Option(help="CSV to write: what each stage of certification did, and its time.")],
+    limits: Annotated[Path, typer.Option(help="CSV to write: what is certified within shorter time limits.")],
 ) -> None:
-    """Check all recorded results and put them into one tidy table."""
+    """Check all recorded results and put them into tidy tables."""
     from sabr.files import write_text
     from sabr.report import records
+    from sabr.report import stages as effort
 
     records.write(records.collect(rows), output)
-    write_text(histories, records.histories(rows).to_csv(index=False))
+    for path, found in (
+        (histories, records.histories(rows)),
+        (stages, effort.stages(rows)),
+        (limits, effort.limits(rows)),
+    ):
+        write_text(path, found.to_csv(index=False))
 
 
 @app.command()
@@ -223,7 +235,7 @@ def study(
 @app.command()
 def figure(
     name: Annotated[FigureName, typer.Argument(help="Which figure.")],
-    source: Annotated[Path, typer.Argument(metavar="CSV", help="Its data: records, histories, or a study.")],
+    source: Annotated[Path, typer.Argument(metavar="CSV", help="Its data: what `sabr collect` or `sabr study` wrote.")],
     title: Title,
     outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Figure to write: .pdf or .png.")],
     methods: Annotated[
@@ -233,22 +245,26 @@ def figure(
 ) -> None:
     """Draw one figure."""
     import pandas as pd
+    from matplotlib.figure import Figure
 
-    from sabr.report import figures, records, style
+    from sabr.report import effort, figures, illustrations, records, stages, style
 
+    kinds: dict[str, tuple[Callable[[Path], pd.DataFrame], Callable[[pd.DataFrame, str, style.Style], Figure]]] = {
+        "accuracies": (records.read, figures.accuracies),
+        "training-curves": (pd.read_csv, figures.training_curves),
+        "lambda-sweep": (records.read, figures.lambda_sweep),
+        "cascade": (stages.read_stages, effort.cascade),
+        "time-limit": (stages.read_limits, effort.time_limit),
+        "box-growth": (pd.read_csv, illustrations.box_growth),
+        "small-box": (pd.read_csv, illustrations.small_box),
+    }
+    read, draw = kinds[name]
     try:
-        data = records.read(source) if name in ("accuracies", "lambda-sweep") else pd.read_csv(source)
+        data = read(source)
     except (OSError, ValueError) as error:
         raise SabrError(f"cannot read {source}: {error}") from error
     if methods:
         data = data[data["method"].isin(methods)]
-    draw = {
-        "accuracies": figures.accuracies,
-        "training-curves": figures.training_curves,
-        "lambda-sweep": figures.lambda_sweep,
-        "box-growth": figures.box_growth,
-        "small-box": figures.small_box,
-    }[name]
     try:
         drawn = draw(data, title, style.read(style_file))
     except KeyError as error:

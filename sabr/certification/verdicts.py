@@ -31,6 +31,8 @@ COLUMNS = ATTACK_COLUMNS | {
 }
 # What the quick attack of every image is called in `refuted_by`.
 QUICK_ATTACK = "quick-attack"
+# `reason` where there is nothing to certify.
+MISCLASSIFIED = "misclassified"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def table(attacked: pd.DataFrame, verdicts: Mapping[int, Verdict]) -> pd.DataFra
         known = verdicts.get(int(line["index"]))
         if known is None:
             refuted = line["natural_correct"] and not line["adversarial_correct"]
-            known = Verdict("", QUICK_ATTACK if refuted else "", "" if refuted else "misclassified", None, 0, 0.0)
+            known = Verdict("", QUICK_ATTACK if refuted else "", "" if refuted else MISCLASSIFIED, None, 0, 0.0)
         margin = float("nan") if known.margin_lower_bound is None else known.margin_lower_bound
         rows.append(
             {

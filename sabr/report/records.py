@@ -1,21 +1,20 @@
-"""All recorded results as one tidy table, with provenance; what does not fit together is refused."""
+"""All recorded results as one tidy table, with provenance."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from sabr.errors import SabrError
-from sabr.files import read_json, write_text
+from sabr.files import write_text
+from sabr.report.rows import Row, place_of, read_row, read_table
 from sabr.settings import DATASETS
-from sabr.specs import STAGES, CertificationSpec, TrainingSpec, differing_keys, first_problem, parse_eps, read_spec
+from sabr.specs import PROOFS
 
-STAGE_COLUMNS = {stage: f"certified_{stage.replace('-', '_')}" for stage in STAGES}
-MEASURES = ("natural", "adversarial", "certified", *STAGE_COLUMNS.values())
+STAGE_COLUMNS = {stage: f"certified_{stage.replace('-', '_')}" for stage in PROOFS}
+MEASURES = ("natural", "adversarial", "certified", "unknown", *STAGE_COLUMNS.values())
 
 _DTYPES = {
     "dataset": "str",
@@ -28,22 +27,19 @@ _DTYPES = {
     "train_images": "int64",
     "epochs": "int64",
     "images": "int64",
-    **{measure: "int64" for measure in MEASURES[:3]},
+    "natural": "int64",
+    "adversarial": "int64",
+    "certified": "int64",
+    "refuted": "int64",
+    "unknown": "int64",
+    "unknown_because": "str",
     **{column: "Int64" for column in STAGE_COLUMNS.values()},
     "train_seconds": "float64",
+    "attack_seconds": "float64",
     "certify_seconds": "float64",
     "commit": "str",
     "certify_commit": "str",
     "torch": "str",
-}
-_VERDICTS = {
-    "index": "int64",
-    "label": "int64",
-    "prediction": "int64",
-    "natural_correct": "bool",
-    "adversarial_correct": "bool",
-    "certified": "bool",
-    "certified_by": "str",
 }
 
 
@@ -53,28 +49,28 @@ def collect(folders: Sequence[Path]) -> pd.DataFrame:
     Parameters
     ----------
     folders
-        Row folders, named .../DATASET/eps-EPS/METHOD/seed-SEED, each with `run.json`, `model.json`, `verdicts.json`
-        and `verdicts.csv`.
+        As `rows.read_row` takes them.
 
     Returns
     -------
     pandas.DataFrame
         dataset; eps, the radius as it is written ("0.1", "2/255"); method; objective; seed; lambda_ratio (NaN where
         the method has none); architecture; train_images; epochs; images, how many test images were judged; natural,
-        adversarial, certified: how many of them were classified right, withstood the attack, were certified;
-        certified_interval and so on: how many were certified by that stage or an earlier one (missing where the stage
-        was not run); train_seconds and certify_seconds; commit and torch, of the training, and certify_commit.
+        adversarial, certified: how many of them were classified right, withstood all attacks, were certified; refuted
+        and unknown: how many of those classified right are, so that natural = certified + refuted + unknown;
+        unknown_because, reasons and how often; certified_interval and so on: how many were certified by that stage or
+        one before it in that network's order (missing where the stage was not run); train_seconds, attack_seconds (of
+        the quick attack) and certify_seconds; commit and torch, of the training, and certify_commit.
 
     Raises
     ------
     SabrError
-        When the files of a folder do not belong together (weights, specification, radius, number of images), when a
-        verdict contradicts itself, when a network is given twice, or when two networks of one setting were judged on
+        When `rows.read_row` does, when a network is given twice, or when two networks of one setting were judged on
         different numbers of images.
     """
     if not folders:
         raise SabrError("there are no results to collect: give at least one folder such as .../sabr/seed-1")
-    rows = [_row(folder) for folder in folders]
+    rows = [_line(read_row(folder)) for folder in folders]
     records = pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
     seen: dict[tuple[Any, ...], Path] = {}
     images: dict[tuple[Any, ...], tuple[int, Path]] = {}
@@ -104,7 +100,7 @@ def read(path: Path) -> pd.DataFrame:
     SabrError
         When the file is missing or is no such table.
     """
-    return _read_csv(path, _DTYPES)
+    return read_table(path, _DTYPES)
 
 
 def histories(folders: Sequence[Path]) -> pd.DataFrame:
@@ -128,7 +124,7 @@ def histories(folders: Sequence[Path]) -> pd.DataFrame:
     """
     tables = []
     for folder in folders:
-        place = _place(folder)
+        place = place_of(folder)
         path = folder / "history.csv"
         try:
             table = pd.read_csv(path)
@@ -187,125 +183,39 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).astype({"lambda_ratio": "float64", "deviation": "float64"})
 
 
-class _Place(NamedTuple):
-    dataset: str
-    eps: str
-    method: str
-    seed: int
-
-
-def _place(folder: Path) -> _Place:
-    found = re.fullmatch(r"([^/]+)/eps-([^/]+)/([^/]+)/seed-(\d+)", "/".join(folder.parts[-4:]))
-    if found is None:
-        raise SabrError(f"{folder} is not a folder of results; expected .../DATASET/eps-EPS/METHOD/seed-SEED")
-    dataset, eps, method, seed = found.groups()
-    return _Place(dataset, eps.replace("_", "/"), method, int(seed))
-
-
-def _row(folder: Path) -> dict[str, Any]:
-    place = _place(folder)
-    training = read_spec(TrainingSpec, folder / "run.json")
-    model = _read_object(folder / "model.json", ("spec", "provenance", "seconds", "sha256"))
-    judged = _read_object(folder / "verdicts.json", ("certification", "model_sha256", "provenance", "seconds"))
-    try:
-        certification = CertificationSpec.model_validate(judged["certification"])
-    except ValidationError as error:
-        raise SabrError(f"{folder / 'verdicts.json'}: certification.{first_problem(error)}") from error
-
-    differences = differing_keys(read_json(folder / "run.json"), model["spec"])
-    if differences:
-        raise SabrError(
-            f"{folder / 'run.json'} asks for another network than {folder / 'model.json'} holds: {differences[0]}; "
-            "train it again"
-        )
-    _agree(
-        folder / "verdicts.json", "model_sha256", judged["model_sha256"], model["sha256"], "model.json", "certify again"
-    )
-    try:
-        radius = parse_eps(place.eps)
-    except ValueError as error:
-        raise SabrError(f"{folder}: {error}") from error
-    _agree(
-        folder / "verdicts.json", "certification.eps", certification.eps, radius, "the folder's name", "certify again"
-    )
-    _agree(folder / "verdicts.json", "certification.dataset", certification.dataset, place.dataset, "the folder's name")
-    _agree(folder / "run.json", "dataset", training.dataset, place.dataset, "the folder's name", "train it again")
-    _agree(folder / "run.json", "seed", training.seed, place.seed, "the folder's name", "train it again")
-
-    verdicts = _read_verdicts(folder / "verdicts.csv", certification)
-    counts = {measure: int(verdicts[column].sum()) for measure, column in zip(MEASURES, _COUNTED, strict=False)}
-    for stage, column in STAGE_COLUMNS.items():
-        earlier = STAGES[: STAGES.index(stage) + 1]
-        counts[column] = int(verdicts["certified_by"].isin(earlier).sum()) if stage in certification.stages else pd.NA  # type: ignore[assignment]
+def _line(row: Row) -> dict[str, Any]:
+    table, training, certification = row.verdicts, row.training, row.certification
+    unknown = table[table["natural_correct"] & (table["reason"] != "")]
+    by_stage: dict[str, Any] = dict.fromkeys(STAGE_COLUMNS.values(), pd.NA)
+    for place, stage in enumerate(certification.stages):
+        if stage in STAGE_COLUMNS:
+            so_far = certification.stages[: place + 1]
+            by_stage[STAGE_COLUMNS[stage]] = int(table["certified_by"].isin(so_far).sum())
     return {
-        **place._asdict(),
+        **row.place._asdict(),
         "objective": training.method.objective,
         "lambda_ratio": getattr(training.method, "lambda_ratio", float("nan")),
         "architecture": training.architecture,
         "train_images": training.train_images or DATASETS[training.dataset].train_images,
         "epochs": training.epochs,
         "images": certification.images,
-        **counts,
-        "train_seconds": model["seconds"],
-        "certify_seconds": judged["seconds"],
-        "commit": model["provenance"]["commit"],
-        "certify_commit": judged["provenance"]["commit"],
-        "torch": model["provenance"]["versions"].get("torch"),
+        "natural": int(table["natural_correct"].sum()),
+        "adversarial": int(table["adversarial_correct"].sum()),
+        "certified": int(table["certified"].sum()),
+        "refuted": int((table["refuted_by"] != "").sum()),
+        "unknown": len(unknown),
+        "unknown_because": _because(unknown["reason"]),
+        **by_stage,
+        "train_seconds": row.model["seconds"],
+        "attack_seconds": row.attacked["seconds"],
+        "certify_seconds": row.judged["seconds"],
+        "commit": row.model["provenance"]["commit"],
+        "certify_commit": row.judged["provenance"]["commit"],
+        "torch": row.model["provenance"]["versions"].get("torch"),
     }
 
 
-_COUNTED = ("natural_correct", "adversarial_correct", "certified")
-
-
-def _read_verdicts(path: Path, certification: CertificationSpec) -> pd.DataFrame:
-    verdicts = _read_csv(path, _VERDICTS)
-    if len(verdicts) != certification.images:
-        raise SabrError(
-            f"{path} holds {len(verdicts)} verdicts, but {certification.images} were asked for; certify again"
-        )
-    wrong = verdicts["index"].to_numpy() != range(len(verdicts))
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise SabrError(
-            f"{path}: index {verdicts['index'].iloc[first]} stands where {first} is expected; certify again"
-        )
-
-    by = verdicts["certified_by"]
-    contradictions: Mapping[str, pd.Series[bool]] = {
-        "natural_correct does not say whether prediction equals label": verdicts["natural_correct"]
-        != (verdicts["label"] == verdicts["prediction"]),
-        "certified, but natural_correct is False": verdicts["certified"] & ~verdicts["natural_correct"],
-        "certified, but adversarial_correct is False": verdicts["certified"] & ~verdicts["adversarial_correct"],
-        "adversarial_correct, but natural_correct is False": verdicts["adversarial_correct"]
-        & ~verdicts["natural_correct"],
-        "certified and certified_by contradict each other": verdicts["certified"] != by.notna(),
-        f"certified_by is none of the stages {', '.join(certification.stages)}": by.notna()
-        & ~by.isin(certification.stages),
-    }
-    for problem, where in contradictions.items():
-        if where.any():
-            index = int(verdicts.loc[where, "index"].iloc[0])
-            raise SabrError(f"{path}: image {index}: {problem}; a verifier or an attack is wrong, so report this")
-    return verdicts
-
-
-def _read_csv(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, usecols=list(dtypes), dtype=dict(dtypes))[list(dtypes)]
-    except OSError as error:
-        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SabrError(f"{path} is not the table it should be ({error}); delete it and run again") from error
-
-
-def _read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    value = read_json(path)
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            raise SabrError(f"{path}: {key}: this key is missing; delete the file and run again")
-    return dict(value)
-
-
-def _agree(path: Path, key: str, here: object, there: object, other: str, remedy: str = "run again") -> None:
-    if here != there:
-        raise SabrError(f"{path}: {key} is {here!r}, but {other} says {there!r}; {remedy}")
+def _because(reasons: "pd.Series[str]") -> str | None:
+    """Reasons without their numbers, the commonest first: "out of time: 12; a tie: 1"; None: there are none."""
+    kinds = reasons.str.split(r":| after ", regex=True).str[0].value_counts()
+    return "; ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))) or None

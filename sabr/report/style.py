@@ -22,7 +22,7 @@ P = ParamSpec("P")
 
 
 class Look(Strict):
-    """Label of one method or measure, and the colour, marker and line style that it is drawn with."""
+    """Label of one method, measure or stage, and the colour, marker and line style that it is drawn with."""
 
     label: str = Field(min_length=1)
     colour: str = Field("#7F7F7F", pattern=r"^#[0-9A-Fa-f]{6}$")
@@ -44,6 +44,7 @@ class Style(Strict):
     datasets: dict[str, str]
     methods: dict[str, Look]
     measures: dict[str, Look]
+    stages: dict[str, Look]
 
     def method(self, name: str) -> Look:
         """How a method looks; an unknown one goes by its own name, in grey."""
@@ -52,6 +53,10 @@ class Style(Strict):
     def measure(self, name: str) -> Look:
         """How a measure looks; an unknown one goes by its own name, in grey."""
         return self.measures.get(name) or Look(label=name)
+
+    def stage(self, name: str) -> Look:
+        """How a stage of the cascade looks; an unknown one goes by its own name, in grey."""
+        return self.stages.get(name) or Look(label=name)
 
     def order(self, methods: Iterable[str]) -> list[str]:
         """The given methods, once each: known ones in the order of the file, then the others by name."""

@@ -15,6 +15,8 @@ _COLUMNS = [
     *("seeds", "images", "quoted", "source"),
 ]
 _PUBLISHED = ("natural", "certified")
+# Measures whose interval over test images is shown.
+_WITH_INTERVAL = ("natural", "adversarial", "certified")
 
 
 def accuracies(records: pd.DataFrame, published: pd.DataFrame, *, methods: Sequence[str], scale: str) -> pd.DataFrame:
@@ -179,7 +181,7 @@ def _cell(numbers: pd.DataFrame, measure: str) -> str:
     value = f"{number['value']:.{digits}f}"
     if number["seeds"] > 1:
         return f"{value} ± {number['deviation']:.{digits}f}"
-    if measure in STAGE_COLUMNS.values():
+    if measure not in _WITH_INTERVAL:
         return value
     return f"{value} [{number['low']:.{digits}f}, {number['high']:.{digits}f}]"
 
@@ -202,8 +204,9 @@ def _notes(table: pd.DataFrame) -> list[str]:
         notes.append("In brackets: 95 % confidence interval over test images (Wilson), one seed.")
     if (ours["seeds"] > 1).any():
         notes.append(f"±: standard deviation over seeds ({ours['seeds'].max()} at most).")
+    notes.append("Unknown: neither certified nor refuted by an attack; adversarial is certified and unknown together.")
     if ours["measure"].isin(STAGE_COLUMNS.values()).any():
-        notes.append("Columns after certified: certified by that stage or an earlier one.")
+        notes.append("Columns after unknown: certified by that stage or an earlier one.")
     if len(theirs):
         sources = "; ".join(theirs["source"].unique())
         notes.append(f"Published numbers are not ours, and were measured on full test sets: {sources}.")

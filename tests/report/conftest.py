@@ -8,13 +8,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sabr.certification.verdicts import COLUMNS, read, write
 from sabr.config import read_yaml, resolve
 from sabr.report import published, style
 from sabr.specs import TRAINING_REVISION
 
 ATTACK = {"steps": [{"count": 4, "size": 0.5}]}
 CONFIG = Path(__file__).parents[2] / "config"
-ALL_STAGES = ("interval", "crown-ibp", "crown", "alpha-crown")
+ALL_STAGES = ("interval", "crown-ibp", "crown", "alpha-crown", "attack", "complete")
+# Seconds of an image that a stage decides.
+SECONDS = dict(zip(ALL_STAGES, (0.002, 0.004, 0.02, 0.2, 0.5, 2.0), strict=True)) | {"": 0.0, "quick-attack": 0.0}
 
 MakeRow = Callable[..., Path]
 
@@ -28,7 +31,11 @@ def certification() -> dict[str, Any]:
 
 @pytest.fixture
 def make_row(tmp_path: Path, certification: dict[str, Any]) -> MakeRow:
-    """Write a row folder: `natural`, `adversarial` right answers, and certified images by stage, of `images`."""
+    """Write a row folder: `natural`, `adversarial` right answers of `images`; certified and refuted images by stage.
+
+    `certified` are those of the stages that prove, `refuted` those of the last stage and so on back; all others that
+    are not adversarially right are refuted by the quick attack.
+    """
 
     def make(
         method: str = "sabr",
@@ -41,7 +48,8 @@ def make_row(tmp_path: Path, certification: dict[str, Any]) -> MakeRow:
         images: int = 20,
         natural: int = 18,
         adversarial: int = 16,
-        certified: Sequence[int] = (5, 3, 2, 1),
+        certified: Sequence[int] = (4, 3, 2, 1, 1),
+        refuted: Sequence[int] = (0, 1),
         stages: Sequence[str] = ALL_STAGES,
         scale: str = "quick",
     ) -> Path:
@@ -64,23 +72,36 @@ def make_row(tmp_path: Path, certification: dict[str, Any]) -> MakeRow:
         provenance = {"versions": {"torch": "2.10"}, "commit": None, "machine": {}}
         model = {"spec": run, "provenance": provenance, "seconds": 12.5, "sha256": "aa", "history": []}
         own = {"dataset": dataset, "eps": radius, "images": images, "stages": list(stages)}
+        record = {"entered": 0, "certified": 0, "refuted": 0, "unknown": 0}
         judged = {
             "certification": certification | own,
             "model_sha256": "aa",
+            "data_sha256": "dd",
             "provenance": provenance | {"commit": "abc"},
             "seconds": 3.0,
+            "stages": {stage: record | {"seconds": 0.5} for stage in (*stages, "control")},
         }
-        for name, value in (("run", run), ("model", model), ("verdicts", judged)):
+        attacked = {"model_sha256": "aa", "data_sha256": "dd", "provenance": provenance, "seconds": 1.5}
+        for name, value in (("run", run), ("model", model), ("attack", attacked)):
             (folder / f"{name}.json").write_text(json.dumps(value))
-        by = [stage for stage, count in zip(stages, certified, strict=False) for _ in range(count)]
-        by += [""] * (images - len(by))
-        verdicts = pd.DataFrame({"index": range(images), "label": 7})
-        verdicts["prediction"] = [7 if i < natural else 1 for i in range(images)]
-        verdicts["natural_correct"] = verdicts["index"] < natural
-        verdicts["adversarial_correct"] = verdicts["index"] < adversarial
-        verdicts["certified"] = [bool(stage) for stage in by]
-        verdicts["certified_by"] = by
-        verdicts.assign(margin_lower_bound=0.1, seconds=0.01).to_csv(folder / "verdicts.csv", index=False)
+        proofs = [stage for stage in stages if stage != "attack"]
+        by = [stage for stage, count in zip(proofs, certified, strict=False) for _ in range(count)]
+        later = [stage for stage, count in zip(reversed(stages), refuted, strict=False) for _ in range(count)]
+        later += ["quick-attack"] * (natural - adversarial - len(later))
+        lines = []
+        for index in range(images):
+            right, resists = index < natural, index < adversarial
+            proof = by[index] if index < len(by) else ""
+            counterexample = later[index - adversarial] if right and not resists else ""
+            reason = "" if proof or counterexample else f"out of time after {index} subproblems"
+            lines.append(
+                {"index": index, "label": 7, "prediction": 7 if right else 1}
+                | {"natural_correct": right, "adversarial_correct": resists}
+                | {"certified": bool(proof), "certified_by": proof, "refuted_by": counterexample}
+                | {"reason": reason if right else "misclassified", "margin_lower_bound": 0.1, "subproblems": index}
+                | {"seconds": SECONDS[proof or counterexample] if proof or counterexample or not right else 5.3}
+            )
+        write(pd.DataFrame(lines), folder / "verdicts.csv", judged)
         history = pd.DataFrame({"epoch": [1, 2, 3], "eps": [0, radius / 2, radius], "learning_rate": 5e-4})
         history = history.assign(loss=[1.2, 0.9, 0.4], robust_loss=0.3, regulariser=0.1, l1=0.0)
         history["natural_accuracy"] = [0.6, 0.8, 0.9]
@@ -89,6 +110,21 @@ def make_row(tmp_path: Path, certification: dict[str, Any]) -> MakeRow:
         return folder
 
     return make
+
+
+@pytest.fixture
+def change_verdict() -> Callable[..., None]:
+    """Change some values of one image's verdict in a row folder, as a faulty program would: sidecar and all."""
+
+    def change(folder: Path, row: int, values: dict[str, Any]) -> None:
+        path = folder / "verdicts.csv"
+        table, about = read(path, COLUMNS)
+        for name, value in values.items():
+            table[name] = table[name].astype("object")
+            table.loc[row, name] = value
+        write(table, path, about)
+
+    return change
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from sabr.analysis import box_growth
 from sabr.errors import SabrError
 from sabr.methods import METHODS
-from sabr.report import figures, records, style
+from sabr.report import effort, figures, illustrations, records, stages, style
 
 MakeRow = Callable[..., Path]
 TITLE = "tiny scale: a small network, 1,000 training images and the first 20 test images"
@@ -35,7 +35,7 @@ def folders(make_row: MakeRow) -> list[Path]:
         *(make_row(method) for method in ("standard", "pgd", "ibp", "sabr")),
         make_row("mine", objective="pgd", seed=1),
         make_row("mine", objective="pgd", seed=2, natural=20),
-        make_row("sabr", eps="0.3", adversarial=12, certified=(0, 0, 0, 0)),
+        make_row("sabr", eps="0.3", adversarial=12, certified=(0, 0, 0, 0, 0)),
     ]
 
 
@@ -60,8 +60,11 @@ def drawn(make_row: MakeRow, folders: list[Path], looks: style.Style) -> dict[st
         "training_curves": figures.training_curves(records.histories(folders[:4]), TITLE, looks),
         "training_curves_page": figures.training_curves(records.histories(folders), TITLE, looks),
         "lambda_sweep": figures.lambda_sweep(records.collect([*folders, *sweep]), TITLE, looks),
-        "box_growth": figures.box_growth(growth, TITLE, looks),
-        "small_box": figures.small_box(draw_small_box(), TITLE, looks),
+        "cascade_page": effort.cascade(stages.stages(folders), TITLE, looks),
+        "time_limit": effort.time_limit(stages.limits(folders[:4]), TITLE, looks),
+        "time_limit_page": effort.time_limit(stages.limits(folders), TITLE, looks),
+        "box_growth": illustrations.box_growth(growth, TITLE, looks),
+        "small_box": illustrations.small_box(draw_small_box(), TITLE, looks),
     }
 
 
@@ -111,8 +114,15 @@ def test_saved_as_pdf_and_png(drawn: dict[str, Figure], tmp_path: Path) -> None:
 
 def test_same_data_same_bytes(folders: list[Path], looks: style.Style, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        style.save(figures.accuracies(records.collect(folders), TITLE, looks), tmp_path / f"{name}.pdf")
-    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+        (tmp_path / name).mkdir()
+        for kind, figure in (
+            ("accuracies", figures.accuracies(records.collect(folders), TITLE, looks)),
+            ("cascade", effort.cascade(stages.stages(folders), TITLE, looks)),
+            ("time-limit", effort.time_limit(stages.limits(folders), TITLE, looks)),
+        ):
+            style.save(figure, tmp_path / name / f"{kind}.pdf")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
 def test_widths_and_title(drawn: dict[str, Figure], looks: style.Style) -> None:
@@ -126,7 +136,27 @@ def test_no_point_is_hidden(drawn: dict[str, Figure]) -> None:
     left, right = drawn["accuracies"].axes[0].get_xlim()
     assert left < 0 < 100 <= right  # 0 of 20 certified at eps 0.3, 20 of 20 natural for one method
     lower = drawn["lambda_sweep"].axes[1]
+    assert len(lower.containers) == 5  # error bars of the five stages that prove
     assert [f"{tick:g}" for tick in lower.get_xticks()] == ["0.05", "0.1", "0.2", "0.4", "0.7", "1"]
+
+
+def test_bars_of_the_cascade_are_whole(drawn: dict[str, Figure], folders: list[Path], looks: style.Style) -> None:
+    images, time = drawn["cascade_page"].axes[:2]
+    names = [label.get_text() for label in images.get_yticklabels()]
+    for axes in (images, time):
+        ends: dict[int, float] = {}
+        for bar in axes.patches:
+            place = round(bar.get_y() + bar.get_height() / 2)
+            ends[place] = ends.get(place, 0.0) + bar.get_width()
+        assert ends == pytest.approx(dict.fromkeys(range(len(names)), 100.0))
+    sabr = [bar for bar in images.patches if round(bar.get_y() + bar.get_height() / 2) == names.index("SABR")]
+    widths = [round(bar.get_width()) for bar in sorted(sabr, key=lambda bar: bar.get_x())]
+    # Certified by five stages, unknown, refuted by the strong and by the quick attack, misclassified.
+    assert widths == [20, 15, 10, 5, 5, 25, 5, 5, 10]
+    assert [bool(bar.get_hatch()) for bar in sorted(sabr, key=lambda bar: bar.get_x())] == 6 * [False] + 2 * [True] + [
+        False
+    ]
+    assert drawn["cascade_page"].axes[1].texts[0].get_text() == "0.25 s"  # 1.5 s of quick attack and seven times 0.5 s
 
 
 def test_ibp_is_a_reference_only_where_it_was_run(make_row: MakeRow, looks: style.Style) -> None:
@@ -148,6 +178,10 @@ def test_nothing_to_draw_is_said(make_row: MakeRow, looks: style.Style) -> None:
         figures.lambda_sweep(table, TITLE, looks)
     with pytest.raises(SabrError, match="nothing to draw"):
         figures.accuracies(table.iloc[:0], TITLE, looks)
+    with pytest.raises(SabrError, match="nothing to draw"):
+        effort.cascade(stages.stages([]), TITLE, looks)
+    with pytest.raises(SabrError, match="nothing to draw"):
+        effort.time_limit(stages.limits([make_row("ibp", stages=("crown",), refuted=())]), TITLE, looks)
 
 
 def test_style(looks: style.Style, tmp_path: Path) -> None:
@@ -164,7 +198,8 @@ def test_style(looks: style.Style, tmp_path: Path) -> None:
     assert len(everything) == len(set(everything)) == len(METHODS)
     bad = tmp_path / "figures.yaml"
     bad.write_text(
-        "widths: {column: 3.3, page: 6.9}\ndatasets: {}\nmeasures: {}\nmethods: {sabr: {label: S, colour: red}}\n"
+        "widths: {column: 3.3, page: 6.9}\ndatasets: {}\nmeasures: {}\nstages: {}\n"
+        "methods: {sabr: {label: S, colour: red}}\n"
     )
     with pytest.raises(SabrError, match=r"methods\.sabr\.colour: 'red' is not allowed"):
         style.read(bad)

@@ -25,39 +25,50 @@ def change(path: Path, *keys: str, to: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def change_verdict(folder: Path, row: int, values: dict[str, Any]) -> None:
-    path = folder / "verdicts.csv"
-    table = pd.read_csv(path)
-    for name, value in values.items():
-        table[name] = table[name].astype("object")
-        table.loc[row, name] = value
-    table.to_csv(path, index=False)
-
-
 def test_counts_by_hand(make_row: MakeRow) -> None:
-    table = records.collect([make_row("sabr"), make_row("ibp", certified=(4, 0, 2, 0))])
+    table = records.collect([make_row("sabr"), make_row("ibp", certified=(4, 0, 2), adversarial=6)])
     sabr, ibp = table.iloc[0], table.iloc[1]
     assert list(sabr[["dataset", "eps", "method", "objective", "seed"]]) == ["mnist", "0.1", "sabr", "sabr", 1]
     assert list(sabr[["images", "natural", "adversarial", "certified"]]) == [20, 18, 16, 11]
-    bounds = [records.STAGE_COLUMNS[stage] for stage in ("interval", "crown-ibp", "crown", "alpha-crown")]
-    assert list(sabr[bounds]) == [5, 8, 10, 11]
-    assert list(ibp[bounds]) == [4, 4, 6, 6]
+    assert list(sabr[list(records.STAGE_COLUMNS.values())]) == [4, 7, 9, 10, 11]
+    assert list(ibp[list(records.STAGE_COLUMNS.values())]) == [4, 4, 6, 6, 6]
+    assert (sabr.refuted, sabr.unknown, sabr.unknown_because) == (2, 5, "out of time: 5")
+    assert (ibp.refuted, ibp.unknown) == (12, 0)
+    assert pd.isna(ibp.unknown_because)
     assert sabr.lambda_ratio == 0.4
     assert pd.isna(ibp.lambda_ratio)
     assert sabr.train_images == 60_000  # null in the specification: all of MNIST
-    assert (sabr.train_seconds, sabr.certify_seconds, sabr.torch, sabr.certify_commit) == (12.5, 3.0, "2.10", "abc")
+    assert (sabr.train_seconds, sabr.attack_seconds, sabr.certify_seconds) == (12.5, 1.5, 3.0)
+    assert (sabr.torch, sabr.certify_commit) == ("2.10", "abc")
     assert pd.isna(sabr.commit)
 
 
 def test_stage_that_was_not_run_is_missing(make_row: MakeRow) -> None:
-    row = records.collect([make_row(stages=("interval", "crown"), certified=(5, 3))]).iloc[0]
+    row = records.collect([make_row(stages=("interval", "crown"), certified=(5, 3), refuted=())]).iloc[0]
     assert (row.certified_interval, row.certified_crown, row.certified) == (5, 8, 8)
     assert pd.isna(row.certified_crown_ibp)
     assert pd.isna(row.certified_alpha_crown)
+    assert pd.isna(row.certified_complete)
+
+
+def test_stages_add_up_in_the_order_in_which_they_were_run(make_row: MakeRow) -> None:
+    folder = make_row(stages=("crown", "attack", "interval", "complete"), certified=(3, 2, 1), refuted=(1,))
+    row = records.collect([folder]).iloc[0]
+    assert (row.certified_crown, row.certified_interval, row.certified_complete) == (3, 5, 6)
+
+
+def test_reasons_are_counted_without_their_numbers(make_row: MakeRow, change_verdict: Callable[..., None]) -> None:
+    folder = make_row()
+    for index, reason in enumerate(("a tie: a margin is 0 up to rounding", "the shard's time is over"), start=11):
+        change_verdict(folder, index, {"reason": reason})
+    row = records.collect([folder]).iloc[0]
+    assert row.unknown_because == "out of time: 3; a tie: 1; the shard's time is over: 1"
 
 
 def test_round_trip_keeps_types(make_row: MakeRow, tmp_path: Path) -> None:
-    table = records.collect([make_row(eps="2_255", dataset="cifar10"), make_row(stages=("crown",), certified=(3,))])
+    table = records.collect(
+        [make_row(eps="2_255", dataset="cifar10"), make_row(stages=("crown",), certified=(3,), refuted=())]
+    )
     assert list(table["eps"]) == ["2/255", "0.1"]
     records.write(table, tmp_path / "records.csv")
     pd.testing.assert_frame_equal(records.read(tmp_path / "records.csv"), table)
@@ -72,6 +83,9 @@ def test_round_trip_keeps_types(make_row: MakeRow, tmp_path: Path) -> None:
         ("verdicts.json", ("certification", "eps"), 0.2, ["verdicts.json", "0.2", "0.1"]),
         ("verdicts.json", ("certification", "dataset"), "cifar10", ["'cifar10'", "'mnist'"]),
         ("verdicts.json", ("certification", "stages"), ["crown"], ["certified_by"]),
+        ("verdicts.json", ("stages",), {}, ["verdicts.json", "stages.interval"]),
+        ("verdicts.json", ("sha256",), "cc", ["verdicts.csv", "does not belong to verdicts.json"]),
+        ("attack.json", ("model_sha256",), "bb", ["attack.json", "'bb'", "'aa'"]),
         ("verdicts.json", ("certification", "images"), "many", ["verdicts.json", "certification.images", "'many'"]),
     ],
 )
@@ -86,18 +100,29 @@ def test_refuses_what_does_not_fit(make_row: MakeRow, file: str, keys: Any, to: 
 @pytest.mark.parametrize(
     ("index", "values", "said"),
     [
-        (0, {"natural_correct": False, "prediction": 3}, "natural_correct is False"),
-        (0, {"adversarial_correct": False}, "adversarial_correct is False"),
+        (0, {"natural_correct": False, "prediction": 3}, "certified, but natural_correct is False"),
+        (0, {"adversarial_correct": False}, "certified, but adversarial_correct is False"),
         (19, {"adversarial_correct": True}, "adversarial_correct, but natural_correct is False"),
         (0, {"prediction": 3}, "prediction equals label"),
-        (15, {"certified": True}, "contradict"),
-        (15, {"certified_by": "crown"}, "contradict"),
+        (15, {"certified": True}, "certified and certified_by contradict"),
+        (15, {"certified_by": "crown"}, "certified and certified_by contradict"),
+        (16, {"adversarial_correct": True}, "adversarial_correct and refuted_by contradict"),
+        (15, {"adversarial_correct": False}, "adversarial_correct and refuted_by contradict"),
+        (15, {"reason": ""}, "not exactly one of certified, refuted and unknown"),
+        (0, {"reason": "out of time"}, "not exactly one of certified, refuted and unknown"),
+        (0, {"refuted_by": "attack", "adversarial_correct": False, "certified": False}, "contradict"),
+        (19, {"reason": "out of time"}, "reason and natural_correct contradict"),
+        (15, {"reason": "misclassified"}, "reason and natural_correct contradict"),
         (0, {"certified_by": "magic"}, "none of the stages"),
+        (0, {"certified_by": "attack"}, "none of the stages that prove"),
+        (16, {"refuted_by": "crown"}, "refuted_by is none of quick-attack, attack, complete"),
         (3, {"index": 4}, "index 4 stands where 3"),
-        (3, {"certified": "perhaps"}, "not the table"),
+        (3, {"certified": "perhaps"}, "cannot read"),
     ],
 )
-def test_refuses_contradictory_verdicts(make_row: MakeRow, index: int, values: dict[str, Any], said: str) -> None:
+def test_refuses_contradictory_verdicts(
+    make_row: MakeRow, change_verdict: Callable[..., None], index: int, values: dict[str, Any], said: str
+) -> None:
     folder = make_row()
     change_verdict(folder, index, values)
     with pytest.raises(SabrError, match=said):
@@ -167,9 +192,12 @@ def test_interval_properties(case: tuple[int, int]) -> None:
     assert wide[1] - wide[0] < high - low
 
 
-def test_report_never_imports_torch() -> None:
+def test_report_never_imports_torch(make_row: MakeRow, tmp_path: Path) -> None:
+    folder = make_row()
     code = (
-        "import sys; from sabr.report import figures, published, records, style, tables; "
-        "import sabr.analysis.box_growth; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+        "import sys; from pathlib import Path; from sabr.report import effort, figures, illustrations, published, style;"
+        "from sabr.report import records, stages, tables; import sabr.analysis.box_growth;"
+        f"records.collect([Path({str(folder)!r})]);"
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -36,7 +36,8 @@ def test_tidy_table(table: pd.DataFrame) -> None:
     assert set(ours["method"]) == {"sabr", "ibp", "my_method"}  # rows of the sweep stay out
     one = ours[(ours["method"] == "sabr") & (ours["dataset"] == "mnist")].set_index("measure")
     assert one.loc["certified", "value"] == pytest.approx(55)
-    assert one.loc["certified_crown_ibp", "value"] == pytest.approx(40)
+    assert one.loc["certified_crown_ibp", "value"] == pytest.approx(35)
+    assert one.loc["unknown", "value"] == pytest.approx(25)
     theirs = table[table["origin"] == "published"]
     assert set(theirs["dataset"]) == {"mnist", "cifar10"}
     assert "0.3" not in set(theirs["eps"])  # a setting that was not run
@@ -58,7 +59,7 @@ def test_markdown(table: pd.DataFrame, looks: Style) -> None:
     assert "MNIST, ε = 0.1: first 20 test images; CIFAR-10, ε = 8/255: first 30 test images" in text
     lines = text.splitlines()
     sabr = next(line for line in lines if line.startswith("| MNIST, ε = 0.1 | SABR |"))
-    assert sabr.endswith("| 25.0 | 40.0 | 50.0 | 55.0 | 99.23 | 98.22 |")
+    assert sabr.endswith("| 25.0 | 20.0 | 35.0 | 45.0 | 50.0 | 55.0 | 99.23 | 98.22 |")
     assert "| 55.0 [34.2, 74.2] |" in sabr  # Wilson interval of 11 of 20
     ibp = next(line for line in lines if "| IBP |" in line)
     assert "| 85.0 ± 7.1 |" in ibp
@@ -71,6 +72,7 @@ def test_markdown(table: pd.DataFrame, looks: Style) -> None:
     assert "published natural | published certified" in text
     assert "Published numbers are not ours" in text
     assert "~: quoted" in text
+    assert "Unknown: neither certified nor refuted" in text
 
 
 def test_latex(table: pd.DataFrame, looks: Style) -> None:
@@ -105,7 +107,7 @@ def test_latex_compiles(table: pd.DataFrame, looks: Style, tmp_path: Path) -> No
 def test_without_published_numbers_and_without_results(
     make_row: MakeRow, literature: pd.DataFrame, looks: Style
 ) -> None:
-    found = records.collect([make_row("pgd", stages=("crown",), certified=(3,))])
+    found = records.collect([make_row("pgd", stages=("crown",), certified=(3,), refuted=())])
     table = tables.accuracies(found, literature.iloc[:0], methods=["pgd"], scale="tiny")
     text = tables.to_markdown(table, looks)
     assert "+ CROWN |" in text

@@ -1,4 +1,4 @@
-"""A strong attack on every image that is certified."""
+"""Prediction and quick attack of all images that are certified later; the strong attack is a stage of that."""
 
 
 rule attack:
@@ -10,6 +10,7 @@ rule attack:
     output:
         table=f"{ROW}/attack.csv",
         sidecar=f"{ROW}/attack.json",
+        counterexamples=f"{ROW}/attack.pt",
     log:
         f"{ROW}/logs/attack.log",
     benchmark:

@@ -24,6 +24,8 @@ rule setting_spec:
         "sabr spec {params.kind:q} {params.json:q} --output {output:q} &> {log:q}"
 
 
+# Its verdicts lie in shards/A-B.journal until it is done, which Snakemake must not know: it deletes what a failed job
+# made. Run again, it goes on with them.
 rule certify:
     input:
         model=ancient(f"{ROW}/model.pt"),
@@ -35,6 +37,7 @@ rule certify:
     output:
         table=f"{ROW}/shards/{{first}}-{{last}}.csv",
         sidecar=f"{ROW}/shards/{{first}}-{{last}}.json",
+        counterexamples=f"{ROW}/shards/{{first}}-{{last}}.pt",
     log:
         f"{ROW}/logs/certify-{{first}}-{{last}}.log",
     benchmark:

@@ -4,11 +4,17 @@ FIGURE_DATA = {
     "accuracies": f"{RESULTS}/records.csv",
     "training-curves": f"{RESULTS}/histories.csv",
     "lambda-sweep": f"{RESULTS}/records.csv",
+    "cascade": f"{RESULTS}/stages.csv",
+    "time-limit": f"{RESULTS}/limits.csv",
     "box-growth": f"{RESULTS}/studies/box-growth.csv",
     "small-box": f"{RESULTS}/studies/small-box.csv",
 }
 if not PLAN.sweep:
     del FIGURE_DATA["lambda-sweep"]
+if not any("complete" in row.certification.stages for row in PLAN.main):
+    del FIGURE_DATA["time-limit"]
+# Figures of Table 1's methods, without those of the sweep.
+OF_METHODS = ("accuracies", "training-curves", "cascade", "time-limit")
 # Titles of figures that no run and no scale changes.
 SCALE_FREE = {
     "box-growth": "simulation of one ReLU layer",
@@ -73,7 +79,7 @@ rule figure:
         title=lambda wildcards: SCALE_FREE.get(wildcards.figure, PLAN.title),
         methods=lambda wildcards: (
             [f"--method={method}" for method in PLAN.methods]
-            if wildcards.figure in ("accuracies", "training-curves")
+            if wildcards.figure in OF_METHODS
             else []
         ),
     shell:

@@ -1,4 +1,4 @@
-"""All verdicts of the plan as one tidy table."""
+"""All verdicts of the plan as tidy tables."""
 
 
 rule records:
@@ -6,11 +6,14 @@ rule records:
         of_each_row("run.json"),
         of_each_row("model.json"),
         of_each_row("history.csv"),
+        of_each_row("attack.json"),
         of_each_row("verdicts.csv"),
         of_each_row("verdicts.json"),
     output:
         records=f"{RESULTS}/records.csv",
         histories=f"{RESULTS}/histories.csv",
+        stages=f"{RESULTS}/stages.csv",
+        limits=f"{RESULTS}/limits.csv",
     log:
         f"{RESULTS}/logs/records.log",
     benchmark:
@@ -25,4 +28,5 @@ rule records:
     params:
         rows=[f"{RESULTS}/{path}" for path in PLAN.rows],
     shell:
-        "sabr collect {params.rows:q} --output {output.records:q} --histories {output.histories:q} &> {log:q}"
+        "sabr collect {params.rows:q} --output {output.records:q} --histories {output.histories:q}"
+        " --stages {output.stages:q} --limits {output.limits:q} &> {log:q}"

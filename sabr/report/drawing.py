@@ -1,0 +1,54 @@
+"""What all figures share: how a look becomes a line, a legend entry or error bars; title and legend."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sabr.errors import SabrError
+from sabr.report.style import Look
+
+
+def some(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, unless there is nothing in it.
+
+    Raises
+    ------
+    SabrError
+        When it is empty.
+    """
+    if table.empty:
+        raise SabrError("there is nothing to draw: the table is empty; run and collect some results first")
+    return table
+
+
+def errorbar(
+    axes: Axes, x: Any, y: Any, ends: pd.DataFrame, look: Look, *, along: str, line: str | None = None
+) -> None:
+    """Draw points with bars `along` "x" or "y" to their `low` and `high` ends; `line`: another line style."""
+    bars: Any = np.abs([ends["value"] - ends["low"], ends["high"] - ends["value"]])
+    drawn = line_of(look) | ({} if line is None else {"linestyle": line}) | {f"{along}err": bars}
+    axes.errorbar(x, y, elinewidth=0.8, **drawn)
+
+
+def line_of(look: Look) -> dict[str, Any]:
+    """A look as matplotlib's keywords."""
+    return {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+
+
+def handle_of(look: Look, line: str | None = None) -> Line2D:
+    """A look in a legend; `line`: another line style."""
+    return Line2D([], [], label=look.label, **(line_of(look) | ({} if line is None else {"linestyle": line})))
+
+
+def finish(figure: Figure, title: str, handles: list[Any], columns: int = 2) -> Figure:
+    """Set the title, wrapped to the figure's width, and the legend below the panels; `columns`: if it is a long one."""
+    characters = int(figure.get_figwidth() * 72 / (8 * 0.56))
+    figure.suptitle(textwrap.fill(title, characters), x=0.01, horizontalalignment="left")
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns if len(handles) > 4 else len(handles))
+    return figure
