@@ -1,77 +1,120 @@
-"""The exact minimum of a margin over a box, for small networks: big-M mixed-integer programming with SciPy's HiGHS."""
+"""The exact minimum of linear functions of a network over a box, for small networks: mixed-integer programs by HiGHS.
+
+Independent of `sabr.bounds`: all that it asks of a step is its value at points.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_matrix
 
-from sabr.bounds.boxes import Box
-from sabr.bounds.interval import propagate
-from sabr.networks.steps import ReLUStep
+from sabr.networks.steps import ReLUStep, SumStep, forward
 
 
-def exact_minimum(steps, box, objective):
-    """Minimise objective @ network(x) over the box (one row); `steps` are linear and ReLU steps in float64.
+class Unrolled(NamedTuple):
+    """A network over a box as rows over columns: the entries of the input, the constant 1, unstable ReLUs' outputs.
+
+    Attributes
+    ----------
+    output
+        (H, columns)
+    relu_inputs
+        (U, columns) of the unstable ReLUs alone.
+    lower, upper
+        (columns,) limits of each column's value, and `low`, `high` (U,) those of the unstable ReLUs' inputs.
+    """
+
+    output: np.ndarray
+    relu_inputs: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def unrolled(steps, box):
+    """Unroll a network (float64) over a box (one row): affine steps are known by their values at the columns."""
+    shape = box.lower.shape[1:]
+    lower, upper = [box.lower.flatten(), torch.ones(1).double()], [box.upper.flatten(), torch.ones(1).double()]
+    size = box.lower.numel()
+    columns = torch.cat([torch.eye(size, dtype=torch.float64), torch.zeros(1, size)]).view(size + 1, *shape)
+    rows, lows, highs = [], [], []
+
+    def relu(values):
+        values = torch.cat([values, values.new_zeros(sum(map(len, lower)) - len(values), *values.shape[1:])])
+        flat = values.flatten(1)
+        low = (flat.clamp(min=0).t() @ torch.cat(lower)) + (flat.clamp(max=0).t() @ torch.cat(upper))
+        high = (flat.clamp(min=0).t() @ torch.cat(upper)) + (flat.clamp(max=0).t() @ torch.cat(lower))
+        # A little wider, so that rounding cannot cut off the optimum.
+        low, high = low - 1e-9 * (1 + low.abs()), high + 1e-9 * (1 + high.abs())
+        unstable = torch.nonzero((low < 0) & (high > 0)).flatten()
+        rows.extend(flat[:, i] for i in unstable)
+        lows.append(low[unstable])
+        highs.append(high[unstable])
+        lower.append(torch.zeros(len(unstable)).double())
+        upper.append(high[unstable])
+        own = flat.new_zeros(len(unstable), flat.shape[1])
+        own[range(len(unstable)), unstable] = 1
+        return torch.cat([flat * (low >= 0), own]).view(-1, *values.shape[1:])
+
+    def through(part, values):
+        for step in part:
+            if isinstance(step, ReLUStep):
+                values = relu(values)
+            elif isinstance(step, SumStep):
+                paths = [through(path, values) for path in step.paths]
+                longest = max(map(len, paths))
+                values = sum(torch.cat([p, p.new_zeros(longest - len(p), *p.shape[1:])]) for p in paths)
+            else:
+                constant = step.apply(torch.zeros_like(values[:1]))
+                values = step.apply(values) - constant
+                values[size] += constant[0]
+        return values
+
+    output = through(steps, columns)
+    total = sum(map(len, lower))
+
+    def matrix(parts):
+        full = [torch.cat([p, p.new_zeros(total - len(p))]) for p in parts]
+        return torch.stack(full).numpy() if full else np.zeros((0, total))
+
+    ends = [torch.cat(e).numpy() if e else np.zeros(0) for e in (lower, upper, lows, highs)]
+    return Unrolled(matrix(list(output.flatten(1).t())), matrix(rows), *ends)
+
+
+def exact_minimum(steps, box, objective, network=None):
+    """Minimise objective @ network(x) over the box (one row); `steps` are in float64.
 
     Tjeng et al. (2019): for z = relu(y) with l < 0 < u and a binary d: z >= 0, z >= y, z <= u d, z <= y - l (1 - d).
-    The big-M constants are a little wider than interval bounds, so that rounding cannot cut off the optimum.
+    `network` is what `unrolled` gave, if several functions are asked for.
+
+    Gives a value that the function takes in the box, and the point (1, ...) where it does. No value is smaller, up to
+    the solver's tolerances of 1e-6; but no sound bound is above it even by rounding.
     """
-    relu_boxes = [Box(b.lower[0].numpy() - 1e-6, b.upper[0].numpy() + 1e-6) for b in propagate(steps, box).relu_inputs]
-    # Columns: x, then for each linear step its outputs, and for each ReLU its outputs and its binaries.
-    sizes, kinds = [box.lower.shape[1]], ["x"]
-    for step in steps:
-        size = sizes[-1]
-        if isinstance(step, ReLUStep):
-            sizes += [size, size]
-            kinds += ["binary", "z"]
-        else:
-            sizes.append(len(step.bias))
-            kinds.append("y")
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    total = starts[-1]
-    lower, upper = np.full(total, -np.inf), np.full(total, np.inf)
-    lower[: sizes[0]], upper[: sizes[0]] = box.lower[0].numpy(), box.upper[0].numpy()
-    integrality = np.zeros(total)
-    rows, low, high = [], [], []
-
-    def add(entries, at_least, at_most):
-        rows.append(entries)
-        low.append(at_least)
-        high.append(at_most)
-
-    block, relu = 0, 0
-    previous = range(starts[0], starts[1])
-    for step in steps:
-        if isinstance(step, ReLUStep):
-            binary, z = range(starts[block + 1], starts[block + 2]), range(starts[block + 2], starts[block + 3])
-            bounds = relu_boxes[relu]
-            for i, (y, d, out) in enumerate(zip(previous, binary, z, strict=True)):
-                low_y, high_y = bounds.lower[i], bounds.upper[i]
-                integrality[d], lower[d], upper[d] = 1, 0, 1
-                lower[out], upper[out] = 0, max(high_y, 0)
-                add({out: 1, y: -1}, 0, np.inf)
-                add({out: 1, d: -max(high_y, 0)}, -np.inf, 0)
-                add({out: 1, y: -1, d: -min(low_y, 0)}, -np.inf, -min(low_y, 0))
-            previous, block, relu = z, block + 2, relu + 1
-        else:
-            outputs = range(starts[block + 1], starts[block + 2])
-            weight, bias = step.weight.numpy(), step.bias.numpy()
-            for i, y in enumerate(outputs):
-                add({y: 1, **{x: -weight[i, j] for j, x in enumerate(previous)}}, bias[i], bias[i])
-            previous, block = outputs, block + 1
-    matrix = lil_matrix((len(rows), total))
-    for i, entries in enumerate(rows):
-        for column, value in entries.items():
-            matrix[i, column] = value
-    cost = np.zeros(total)
-    cost[list(previous)] = objective.numpy()
+    net = unrolled(steps, box) if network is None else network
+    count, total = net.relu_inputs.shape
+    size = box.lower.numel()
+    z, d, y = np.eye(total)[total - count :], np.eye(count), net.relu_inputs
+    none = np.zeros_like(d)
+    matrix = np.vstack(
+        [
+            np.hstack([z - y, none]),
+            np.hstack([z, -net.high[:, None] * d]),
+            np.hstack([z - y, -net.low[:, None] * d]),
+        ]
+    )
+    zero, free = np.zeros(count), np.full(count, np.inf)
+    low, high = np.concatenate([zero, -free, -free]), np.concatenate([free, zero, -net.low])
     solved = milp(
-        cost,
-        constraints=LinearConstraint(matrix.tocsr(), low, high),
-        bounds=Bounds(lower, upper),
-        integrality=integrality,
+        np.concatenate([objective.numpy() @ net.output, np.zeros(count)]),
+        constraints=LinearConstraint(matrix, low, high) if count else None,
+        bounds=Bounds(np.concatenate([net.lower, np.zeros(count)]), np.concatenate([net.upper, np.ones(count)])),
+        integrality=np.concatenate([np.zeros(total), np.ones(count)]),
         options={"mip_rel_gap": 1e-9},
     )
     assert solved.success, solved.message
-    point = torch.tensor(solved.x[: sizes[0]]).unsqueeze(0)
-    return float(solved.fun), point
+    point = box.clamp(torch.tensor(solved.x[:size]).view_as(box.lower))
+    attained = float(forward(steps, point).flatten() @ objective)
+    assert abs(attained - solved.fun) <= 1e-5 * (1 + abs(attained)), "the program is not the network"
+    return attained, point
