@@ -14,6 +14,7 @@ from sabr.errors import SabrError
 from sabr.report import records
 
 MakeRow = Callable[..., Path]
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 def change(path: Path, *keys: str, to: Any) -> None:
@@ -192,12 +193,20 @@ def test_interval_properties(case: tuple[int, int]) -> None:
     assert wide[1] - wide[0] < high - low
 
 
-def test_report_never_imports_torch(make_row: MakeRow, tmp_path: Path) -> None:
+def test_the_reports_commands_never_import_torch(make_row: MakeRow, tmp_path: Path) -> None:
     folder = make_row()
+    collect = ["collect", str(folder), "-o", "r.csv", "--histories", "h.csv", "--stages", "s.csv", "--limits", "l.csv"]
+    look = ["--title", "t", "--style", str(CONFIG / "figures.yaml")]
+    table = ["table", "r.csv", "--method", "sabr", *look, "--published", str(CONFIG / "published.yaml"), "-o", "t.md"]
+    figures = [
+        ["figure", name, f"{source}.csv", *look, "-o", f"{name}.png"]
+        for name, source in (("accuracies", "r"), ("training-curves", "h"), ("cascade", "s"), ("time-limit", "l"))
+    ]
     code = (
-        "import sys; from pathlib import Path; from sabr.report import effort, figures, illustrations, published, style;"
-        "from sabr.report import records, stages, tables; import sabr.analysis.box_growth;"
-        f"records.collect([Path({str(folder)!r})]);"
+        "import sys; from sabr.cli import app\n"
+        f"for command in {[collect, table, *figures]!r}: app(command, standalone_mode=False)\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    made = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {"r.csv", "h.csv", "s.csv", "l.csv", "t.md"} | {f"{name}.png" for _, name, *_ in figures}
