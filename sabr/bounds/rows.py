@@ -96,8 +96,10 @@ class Walk:
 
     def start(
         self, steps: Sequence[Step], places: Tensor, image: Tensor, shapes: Sequence[Sequence[int]], dtype: torch.dtype
-    ) -> Rows:
-        """The outputs of a part of a network at flat `places` (R,), as rows of its last step's input.
+    ) -> tuple[Sequence[Step], Rows]:
+        """The outputs of a part of a network at flat `places` (R,), as rows of what its first steps give, and those.
+
+        No ReLU is passed.
 
         Parameters
         ----------
@@ -110,21 +112,18 @@ class Walk:
         dtype
             Of the rows.
         """
-        if not steps:
-            return one_hot(places, image, shapes[0], dtype)
-        last, before, behind = steps[-1], shapes[-2], shapes[-1]
-        match last:
-            case ConvolutionStep():
-                channels, _, width = behind
-                corner = _corners(places, channels, width) * _pair(last.stride, places) - _pair(last.padding, places)
+        match steps[-1] if steps else None:
+            case ConvolutionStep(weight, bias, stride, padding):
+                channels, _, width = shapes[-1]
+                corner = _corners(places, channels, width) * _pair(stride, places) - _pair(padding, places)
                 chosen = places % channels
-                self.constant = last.bias[chosen]
-                return _whole_if_large(Rows(last.weight[chosen], image, corner), before)
-            case LinearStep():
-                self.constant = last.bias[places]
-                return Rows(last.weight[places], image, None)
+                self.constant = bias[chosen]
+                return steps[:-1], _whole_if_large(Rows(weight[chosen], image, corner), shapes[-2])
+            case LinearStep(weight, bias):
+                self.constant = bias[places]
+                return steps[:-1], Rows(weight[places], image, None)
             case _:
-                return self.through(last, one_hot(places, image, behind, dtype), before)
+                return steps, one_hot(places, image, shapes[-1], dtype)
 
     def back(self, steps: Sequence[Step], rows: Rows, shapes: Sequence[Sequence[int]]) -> Rows:
         """Rows of some steps' output as rows of their input; `shapes` as of `input_shapes`."""

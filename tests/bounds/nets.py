@@ -32,9 +32,7 @@ class Draws:
         return values[int(torch.randint(len(values), (), generator=self.generator))]
 
     def linear(self, fan_in, fan_out, gain=1.6):
-        return LinearStep(
-            self.normal(fan_out, fan_in, scale=gain / fan_in**0.5), self.normal(fan_out, scale=0.3)
-        )
+        return LinearStep(self.normal(fan_out, fan_in, scale=gain / fan_in**0.5), self.normal(fan_out, scale=0.3))
 
     def convolution(self, fan_in, fan_out, kernel, stride, padding, gain=1.6):
         scale = gain / (fan_in * kernel[0] * kernel[1]) ** 0.5
@@ -88,7 +86,9 @@ def _convolutional(draw):
     channels = shape[0]
     for _ in range(2):
         kernel = draw.one_of((3, 3), (2, 2), (3, 2))
-        step = draw.convolution(channels, 2, kernel, draw.one_of((2, 2), (2, 1), (1, 2)), draw.one_of((0, 0), (1, 1), (1, 0)))
+        step = draw.convolution(
+            channels, 2, kernel, draw.one_of((2, 2), (2, 1), (1, 2)), draw.one_of((0, 0), (1, 1), (1, 0))
+        )
         if min(outputs(steps, shape)[1:]) + 2 * min(step.padding) < 3:
             break
         steps += [step, ReLUStep()]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from milp import exact_minimum
+from bounds.milp import exact_minimum
 
 from sabr.bounds.auto_lirpa import BoundedNetwork
 from sabr.bounds.boxes import Box, ball

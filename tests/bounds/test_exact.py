@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from milp import exact_minimum
+from bounds.milp import exact_minimum
 
 from sabr.bounds.auto_lirpa import METHODS, BoundedNetwork
 from sabr.bounds.boxes import Box

@@ -1,0 +1,149 @@
+"""CROWN bounds at every ReLU's input, each neuron by itself, in the window of each layer that it sees."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sabr.bounds.boxes import Box
+from sabr.bounds.crown import relax
+from sabr.bounds.interval import Centred, propagate
+from sabr.bounds.rows import Rows, Walk, flat, input_shapes, unflat, windows
+from sabr.networks.steps import Step
+from sabr.networks.walks import relu_prefixes
+
+
+def crown_inputs(
+    steps: Sequence[Step],
+    box: Box,
+    relu_inputs: Sequence[Box | Centred],
+    *,
+    allowances: Sequence[Tensor] | None = None,
+    memory: int,
+) -> list[Box]:
+    """Bounds at every ReLU's input by CROWN (Zhang et al. 2018, section 3), where intervals leave it unstable.
+
+    Layer after layer, from the input on, each with the bounds of those before it; what is left to intervals is
+    propagated anew from them. Sound in exact arithmetic. Convolutions are pulled back in the window that a neuron
+    sees; no matrix of one is ever formed.
+
+    Parameters
+    ----------
+    steps
+        A folded network, without gradients.
+    box
+        (N, ...) boxes.
+    relu_inputs
+        Sound bounds at every ReLU's input, by intervals for instance.
+    allowances
+        For each ReLU (N, ...): what rounding may be off by (`sabr.bounds.rounding`); new bounds are moved outwards by
+        it, as `relu_inputs` must have been.
+    memory
+        Bytes that may be used at a time.
+    """
+    shape = box.lower.shape[1:]
+    bounds: list[Box | Centred] = list(relu_inputs)
+    lines: dict[int, _Lines] = {}
+    ends = _by_pixel(box.lower), _by_pixel(box.upper)
+    for number, prefix in enumerate(relu_prefixes(steps)):
+        shapes = input_shapes(prefix.steps, shape)
+        allowance = torch.zeros(()) if allowances is None else flat(allowances[number])
+        cut = bounds[number]
+        if prefix.relus:
+            cut = propagate(steps, box, known=[*bounds[:number], *relu_inputs[number:]]).relu_inputs[number]
+        lower, upper = flat(cut.lower) - allowance, flat(cut.upper) + allowance
+        lower, upper = (
+            torch.maximum(lower, flat(bounds[number].lower)),
+            torch.minimum(upper, flat(bounds[number].upper)),
+        )
+        image, places = torch.nonzero((lower < 0) & (upper > 0), as_tuple=True)
+        if prefix.relus and len(image):
+            for chosen in torch.split(torch.arange(len(image)), _chunk(shapes, box.lower, memory)):
+                own, at = image[chosen], places[chosen]
+                walk = _Relaxing(prefix.relus, lines)
+                low, high = walk.bounds(prefix.steps, at, own, shapes, ends)
+                slack = allowance[own, at] if allowances is not None else allowance
+                low = torch.maximum(low - slack, lower[own, at])
+                high = torch.minimum(high + slack, upper[own, at])
+                lower[own, at], upper[own, at] = torch.minimum(low, high), high
+        bounds[number] = Box(unflat(lower, shapes[-1]), unflat(upper, shapes[-1]))
+        lines[number] = _Lines(*(_by_pixel(part) for part in relax(bounds[number])))
+    return [Box(b.lower, b.upper) for b in bounds]
+
+
+class _Lines(NamedTuple):
+    """The lines of one ReLU layer of N images, each `_by_pixel`."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+
+
+class _Relaxing(Walk):
+    """Replaces each ReLU by the line that keeps the rows a lower bound."""
+
+    def __init__(self, relus: Sequence[int], lines: dict[int, _Lines]) -> None:
+        super().__init__(relus)
+        self.lines = lines
+
+    def bounds(
+        self,
+        steps: Sequence[Step],
+        places: Tensor,
+        image: Tensor,
+        shapes: Sequence[Sequence[int]],
+        ends: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds (R,) of the steps' output at flat places (R,)."""
+        before, rows = self.start(steps, places, image, shapes, ends[0].dtype)
+        values = torch.cat([rows.values, -rows.values])
+        corner = None if rows.corner is None else rows.corner.repeat(2, 1)
+        self.constant = torch.cat([self.constant, -self.constant]) if isinstance(self.constant, Tensor) else 0.0
+        rows = self.back(before, Rows(values, rows.image.repeat(2), corner), shapes)
+        lower, upper = (_seen(end, rows, shapes[0]) for end in ends)
+        coefficients = _pixels(rows.values)
+        least = coefficients * torch.where(coefficients > 0, lower, upper)
+        found = self.constant + least.view(len(rows.image), -1).sum(1)
+        low, high = found.chunk(2)
+        return low, -high
+
+    def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
+        lines = self.lines[number]
+        values = _pixels(rows.values)
+        lower_slope, upper_slope, offset = (_seen(part, rows, shape) for part in lines)
+        falling = values.clamp(max=0)
+        self.constant = self.constant + (falling * offset).view(len(rows.image), -1).sum(1)
+        passed = (values - falling).mul_(lower_slope).add_(falling.mul_(upper_slope))
+        if rows.values.dim() == 2:
+            return rows._replace(values=passed.view_as(rows.values))
+        count, channels, height, width = rows.values.shape
+        return rows._replace(values=passed.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _by_pixel(values: Tensor) -> Tensor:
+    """(N, C, H, W) as (N * H * W + 1, C), (N, F) as (N + 1, F); the last row, of what lies outside, is zero."""
+    rows = _pixels(values)
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+
+
+def _pixels(values: Tensor) -> Tensor:
+    return values.permute(0, 2, 3, 1).reshape(-1, values.shape[1]) if values.dim() == 4 else values
+
+
+def _seen(by_pixel: Tensor, rows: Rows, shape: Sequence[int]) -> Tensor:
+    """What each row sees of its image: as `_pixels` of the rows' values."""
+    if len(shape) == 1:
+        return by_pixel.index_select(0, rows.image)
+    if rows.corner is None:
+        _, height, width = shape
+        whole = by_pixel[:-1].view(-1, height * width, by_pixel.shape[1])
+        return whole.index_select(0, rows.image).view(-1, by_pixel.shape[1])
+    _, height, width = shape
+    return by_pixel.index_select(0, windows(rows, shape, (len(by_pixel) - 1) // (height * width)))
+
+
+def _chunk(shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
+    """How many neurons to bound at a time."""
+    largest = max(torch.Size(shape).numel() for shape in shapes)
+    return max(1, min(memory // (16 * largest * like.element_size()), 8192))
