@@ -102,6 +102,7 @@ class Job:
 
     def start(self, save_minutes=0.0):
         """Begin; by default the state is saved after every step."""
+        self._left_before = self.half_written()
         return subprocess.Popen(
             [str(part) for part in [*self._command, "--save-minutes", save_minutes]],
             stderr=subprocess.PIPE,
@@ -120,8 +121,14 @@ class Job:
         return torch.load(self.model, weights_only=True), history
 
     def writing(self):
-        """Whether a state is half-written at this moment."""
-        return any(self.unfinished.parent.glob(".model.resume.pt.*.tmp"))
+        """Whether the process that was started last is in the middle of writing a state, or was killed there."""
+        return bool(self.half_written() - self._left_before)
+
+    def half_written(self):
+        return set(self.unfinished.parent.glob(".model.resume.pt.*.tmp"))
+
+    def last_saved(self):
+        return self.unfinished.stat().st_mtime_ns if self.unfinished.is_file() else None
 
 
 @pytest.fixture(scope="module")
@@ -137,32 +144,42 @@ def agrees(job, undisturbed):
     return same(weights, undisturbed[0]) and history.equals(undisturbed[1])
 
 
+def await_moment(job, process, chance, *, saved, write):
+    """Return at a random moment, or when the job has ended.
+
+    saved: not before this process has saved its first state; write: in the middle of writing one.
+    """
+    before = job.last_saved()
+    while saved and process.poll() is None and job.last_saved() == before:
+        time.sleep(0.001)
+    moment = time.monotonic() + (chance.uniform(0, 0.5) if saved else chance.uniform(0, 5))
+    while process.poll() is None and time.monotonic() < moment:
+        time.sleep(0.001)
+    while write and process.poll() is None and not job.writing():
+        time.sleep(0.0002)
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_bits(short, mnist_folder, tmp_path, undisturbed):
     chance = random.Random(0)
-    kills, halves, networks, resumed = 0, 0, 0, 0
+    kills, halves, states_left, networks = 0, 0, 0, 0
     while kills < KILLS:
         job = Job(tmp_path / str(networks), short, mnist_folder)
         while not job.model.with_suffix(".json").is_file() and kills < KILLS:
             process = job.start()
-            # One in three in the middle of a write, the others at random, some before the first step.
-            in_a_write = kills % 3 == 0
-            moment = time.monotonic() + chance.uniform(2.0, 4.5)
-            while process.poll() is None and (time.monotonic() < moment or in_a_write):
-                if in_a_write and job.writing():
-                    break
-                time.sleep(0.0002)
+            kind = kills % 3
+            await_moment(job, process, chance, saved=kind != 2, write=kind == 0)
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
-                halves += job.writing()
             process.communicate()
-        resumed += job.unfinished.is_file()
+            halves += job.writing()
+            states_left += job.unfinished.is_file()
         job.finish()
         assert agrees(job, undisturbed)
-        assert not job.unfinished.exists()
+        assert not job.unfinished.exists() and not job.half_written()
         networks += 1
     assert halves >= 3, "no kill hit a write"
-    assert resumed >= 1
+    assert states_left >= KILLS / 2, "most kills came before there was anything to lose"
 
 
 def test_sigterm_saves_and_asks_to_be_continued(short, mnist_folder, tmp_path, undisturbed):
