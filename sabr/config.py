@@ -12,7 +12,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 
 from sabr.errors import SabrError
 from sabr.methods import METHODS, Strict
-from sabr.specs import Certification, CertificationSpec, DatasetName, Training, TrainingSpec, first_problem, parse_eps
+from sabr.specs import (
+    Cascade,
+    Certification,
+    CertificationSpec,
+    DatasetName,
+    Training,
+    TrainingSpec,
+    first_problem,
+    parse_eps,
+)
 
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=_NAME)]
@@ -144,6 +153,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SabrError(f"{path} must hold keys and values")
     return value
+
+
+def read_cascade(path: Path, *, seconds: float | None) -> Cascade:
+    """Read how a property is verified.
+
+    Parameters
+    ----------
+    path
+        YAML with the keys of `sabr.specs.Cascade`.
+    seconds
+        Time limit, for all stages and for the complete verifier, in the place of the file's; None: the file's.
+
+    Raises
+    ------
+    SabrError
+        One sentence: file, key path, value, and what is allowed.
+    """
+    content = read_yaml(path)
+    if seconds is not None and isinstance(content.get("complete"), dict):
+        content |= {"complete": {**content["complete"], "seconds": seconds}, "shard_minutes": seconds / 60}
+    return _validate(Cascade, content, _Origins(str(path)))  # type: ignore[no-any-return]
 
 
 def resolve(config: Mapping[str, Any], folder: Path) -> Plan:

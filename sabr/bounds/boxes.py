@@ -32,6 +32,16 @@ class Box(NamedTuple):
         return self.clamp(self.lower + unit * (self.upper - self.lower))
 
 
+def outwards(box: Box) -> Box:
+    """The smallest box in float32 around a box in float64."""
+    lower, upper = box.lower.float(), box.upper.float()
+    below, above = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
+    return Box(
+        torch.where(lower.double() > box.lower, torch.nextafter(lower, below), lower),
+        torch.where(upper.double() < box.upper, torch.nextafter(upper, above), upper),
+    )
+
+
 def ball(images: Tensor, eps: float) -> Box:
     """The l_inf ball of radius `eps` around each image, cut to [0, 1].
 

@@ -31,7 +31,7 @@ def condense(
     *,
     memory: int,
 ) -> Problem:
-    """Condense a network over each of N boxes: its unstable ReLUs' inputs, and an objective, as functions of each other.
+    """Condense a network over each of N boxes: unstable ReLUs' inputs, and an objective, as functions of each other.
 
     Exact, but for rounding: stable ReLUs are the identity or zero.
 

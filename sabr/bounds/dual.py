@@ -50,25 +50,6 @@ class Problem(NamedTuple):
     layers: list[Layer]
     objective: Tensor
 
-    def images(self, chosen: slice | Tensor) -> "Problem":
-        """The problem of some of the images."""
-        layers = [Layer(*(part[chosen] for part in layer)) for layer in self.layers]
-        return Problem(Box(*(end[chosen] for end in self.box)), layers, self.objective[chosen])
-
-    def trimmed(self, image: int) -> "Problem":
-        """The problem of one image, without what was filled up."""
-        sizes = [int(layer.real[image].sum()) for layer in self.layers]
-        start = self.box.lower.shape[1] + 1
-        kept = [torch.arange(start, device=self.objective.device)]
-        for columns, size in zip(self.columns, sizes, strict=True):
-            kept.append(torch.arange(columns.start, columns.start + size, device=self.objective.device))
-        layers = []
-        for number, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
-            own = [part[image : image + 1, :size] for part in layer]
-            layers.append(Layer(own[0][..., torch.cat(kept[: number + 1])], *(part.clone() for part in own[1:])))
-        box = Box(*(end[image : image + 1] for end in self.box))
-        return Problem(box, layers, self.objective[image : image + 1][..., torch.cat(kept)])
-
     @property
     def columns(self) -> list[slice]:
         """Where each layer's outputs stand in a row."""

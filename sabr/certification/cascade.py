@@ -1,14 +1,15 @@
 """A shard of images through the stages: bounds from cheap to tight, a strong attack, the complete verifier."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sabr.attacks.search import confirm, rows_within, search
-from sabr.bounds.boxes import Box, ball
+from sabr.bounds.boxes import Box, outwards
+from sabr.bounds.condensed import TooLarge
 from sabr.bounds.cuts import Grouping
 from sabr.bounds.interval import margin_rows
 from sabr.bounds.rows import unflat
@@ -21,7 +22,7 @@ from sabr.certification.verdicts import Verdict
 from sabr.errors import SabrError
 from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.provenance import child_seed
-from sabr.specs import CertificationSpec, Stage
+from sabr.specs import Cascade, Stage
 
 # Images that the complete verifier works on together.
 _TOGETHER = 16
@@ -46,8 +47,8 @@ class Shard:
     ----------
     steps
         A folded network that ends in a linear layer, without gradients.
-    images, labels
-        (N, channels, height, width) in [0, 1], and (N,).
+    exact_region, labels
+        (N, ...) boxes in float64, one for each image, and (N,).
     numbers
         Each image's place in the test set.
     spec
@@ -63,10 +64,10 @@ class Shard:
     """
 
     steps: list[Step]
-    images: Tensor
+    exact_region: Box
     labels: Tensor
     numbers: list[int]
-    spec: CertificationSpec
+    spec: Cascade
     record: Callable[[int, Verdict], None]
     stop: Callable[[], bool]
     best: Tensor = field(init=False)
@@ -81,15 +82,14 @@ class Shard:
         if not isinstance(last, LinearStep):
             raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
         self.last = last
-        count, device = len(self.images), self.images.device
+        count, device = len(self.labels), self.labels.device
         self.best = torch.full((count, len(last.bias) - 1), -torch.inf, device=device)
         self.proved = torch.zeros_like(self.best, dtype=torch.bool)
         self.open = torch.ones(count, dtype=torch.bool, device=device)
         self.certified, self.refuted = torch.zeros(2, count, dtype=torch.bool, device=device)
         self.seconds = torch.zeros(count, dtype=torch.float64)
-        self.region = ball(self.images, self.spec.eps)
-        self.exact_region = ball(self.images.double(), self.spec.eps)
-        self.doubled = cast(self.steps, torch.float64)
+        self.region = outwards(self.exact_region)
+        self.doubled, self.steps = cast(self.steps, torch.float64), cast(self.steps, torch.float32)
 
     def waiting(self) -> list[int]:
         """Places of the images that are open."""
@@ -133,10 +133,10 @@ class Shard:
 
 def certify(
     steps: Sequence[Step],
-    images: Tensor,
+    regions: Box,
     labels: Tensor,
     numbers: Sequence[int],
-    spec: CertificationSpec,
+    spec: Cascade,
     *,
     record: Callable[[int, Verdict], None],
     report: Callable[[str], None],
@@ -149,11 +149,12 @@ def certify(
     Parameters
     ----------
     steps
-        A folded network that ends in a linear layer, without gradients, in float32.
-    images, labels, numbers
-        (N, channels, height, width) in [0, 1], (N,), and each image's place in the test set.
+        A folded network that ends in a linear layer, without gradients. Verdicts are about it as it is given, in
+        float32 or float64; bounds are computed in float32, and in float64 where they are too close to 0.
+    regions, labels, numbers
+        (N, ...) boxes in float64, one for each image, (N,), and each image's place in the test set.
     spec
-        Radius, stages and how each of them works.
+        Stages and how each of them works.
     record
         Called with an image's number and verdict, once for each image.
     report
@@ -165,14 +166,12 @@ def certify(
         What each stage did, in order.
     """
     deadline = float("inf") if spec.shard_minutes is None else time.monotonic() + 60 * spec.shard_minutes
-    shard = Shard(list(steps), images, labels, list(numbers), spec, record, lambda: time.monotonic() > deadline)
+    shard = Shard(list(steps), regions, labels, list(numbers), spec, record, lambda: time.monotonic() > deadline)
     memory = spec.memory_mb * 10**6
-    native = NativeEngine(
-        shard.steps, spec.eps, iterations=spec.alpha.iterations, rate=spec.alpha.learning_rate, memory=memory
-    )
+    native = NativeEngine(shard.doubled, iterations=spec.alpha.iterations, rate=spec.alpha.learning_rate, memory=memory)
     engine: Engine = native
     if spec.engine == "auto_lirpa":
-        engine = AutoLirpaEngine(shard.steps, spec.eps, iterations=spec.alpha.iterations, shape=images.shape[1:])
+        engine = AutoLirpaEngine(shard.doubled, iterations=spec.alpha.iterations, shape=regions.lower.shape[1:])
     records: dict[str, StageRecord] = {}
     for stage in spec.stages:
         own = records[stage] = StageRecord(entered=int(shard.open.sum()))
@@ -205,8 +204,8 @@ def _bound(shard: Shard, stage: BoundStage, engine: Engine) -> None:
             return
         chosen = waiting[first : first + shard.spec.batch_size]
         started = time.perf_counter()
-        places = torch.tensor(chosen, device=shard.images.device)
-        found = engine.margins(stage, shard.images[places], shard.labels[places], chosen)
+        places = torch.tensor(chosen, device=shard.labels.device)
+        found = engine.margins(stage, shard.part(places), shard.labels[places], chosen, ~shard.proved[places])
         shard.best[places] = torch.maximum(shard.best[places], found.lower)
         shard.proved[places] |= found.proved
         shard.seconds[chosen] += (time.perf_counter() - started) / len(chosen)
@@ -217,7 +216,7 @@ def _bound(shard: Shard, stage: BoundStage, engine: Engine) -> None:
 def _attack(shard: Shard) -> None:
     waiting = shard.waiting()
     started = time.perf_counter()
-    places = torch.tensor(waiting, device=shard.images.device)
+    places = torch.tensor(waiting, device=shard.labels.device)
     refuted, points = _strongest(shard, places, "strong attack", ~shard.proved[places])
     shard.seconds[waiting] += (time.perf_counter() - started) / len(waiting)
     for place, point in zip(places[refuted].tolist(), points[refuted], strict=True):
@@ -226,7 +225,7 @@ def _attack(shard: Shard) -> None:
 
 def _strongest(shard: Shard, places: Tensor, purpose: str, open_margins: Tensor | None) -> tuple[Tensor, Tensor]:
     """Which images the strong attack refutes, (P,), and the points that it found, (P, ...)."""
-    generator = torch.Generator(shard.images.device).manual_seed(child_seed(shard.spec.seed, purpose))
+    generator = torch.Generator(shard.labels.device).manual_seed(child_seed(shard.spec.seed, purpose))
     region = shard.part(places)
     found = search(
         shard.steps,
@@ -272,60 +271,73 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
             unproved = torch.nonzero(~shard.proved[place]).flatten()
             own = outcome.lower.to(shard.best).clamp(max=float(torch.finfo(shard.best.dtype).max))
             shard.best[place, unproved] = torch.maximum(shard.best[place, unproved], own)
-            point = None if outcome.point is None else unflat(outcome.point.unsqueeze(0), shard.images.shape[1:])[0]
+            point = (
+                None if outcome.point is None else unflat(outcome.point.unsqueeze(0), shard.region.lower.shape[1:])[0]
+            )
             shard.close(place, "complete", point, outcome.reason, outcome.subproblems)
 
 
 def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparation) -> Task | None:
     """One image's open margins as a task; None where its condensed network does not fit into memory."""
     own = slice(place, place + 1)
-    [known] = engine.known(shard.images[own], shard.labels[own], [place])
-    if known.problem is None:
-        return None
-    weight, constant = margin_rows(shard.last, shard.labels[own])
+    box = Box(shard.region.lower[own], shard.region.upper[own])
+    relu_inputs = engine.relu_inputs(box, shard.labels[own], [place])
+    last = shard.doubled[-1]
+    assert isinstance(last, LinearStep)
+    weight, constant = margin_rows(last, shard.labels[own])
     open_ = ~shard.proved[place]
 
     def refutes(point: Tensor) -> bool:
-        shaped = unflat(point.unsqueeze(0), shard.images.shape[1:])
-        return bool(shard.confirmed(torch.tensor([place], device=shard.images.device), shaped)[0])
+        shaped = unflat(point.unsqueeze(0), shard.region.lower.shape[1:])
+        return bool(shard.confirmed(torch.tensor([place], device=shard.labels.device), shaped)[0])
 
-    return prepare(
-        shard.steps[:-1],
-        Box(shard.region.lower[own], shard.region.upper[own]),
-        weight[:, open_],
-        constant[:, open_],
-        known.relu_inputs,
-        preparation,
-        refutes=refutes,
-        seconds=shard.spec.complete.seconds,
-    )
+    try:
+        return prepare(
+            shard.doubled[:-1],
+            box,
+            weight[:, open_],
+            constant[:, open_],
+            relu_inputs,
+            preparation,
+            refutes=refutes,
+            seconds=shard.spec.complete.seconds,
+        )
+    except TooLarge:
+        return None
 
 
 def control(
     steps: Sequence[Step],
-    images: Tensor,
+    regions: Box,
     labels: Tensor,
-    numbers: Sequence[int],
-    spec: CertificationSpec,
+    verdicts: Mapping[int, Verdict],
+    spec: Cascade,
 ) -> StageRecord:
     """Attack certified images once more, with the strong attack from other starts, all margins open.
 
-    Parameters are those of `certify`.
+    Parameters
+    ----------
+    steps, regions, labels, spec
+        As in `certify`, of the certified images.
+    verdicts
+        Theirs, by each image's place in the test set, in that order.
 
     Raises
     ------
     SabrError
         When an image is refuted: a bound is unsound.
     """
-    shard = Shard(list(steps), images, labels, list(numbers), spec, lambda number, verdict: None, lambda: False)
+    numbers = list(verdicts)
+    shard = Shard(list(steps), regions, labels, numbers, spec, lambda number, verdict: None, lambda: False)
     started = time.perf_counter()
-    places = torch.arange(len(images), device=images.device)
+    places = torch.arange(len(labels), device=labels.device)
     if len(places):
         refuted, _ = _strongest(shard, places, "control", None)
         for place in places[refuted].tolist():
+            known = verdicts[numbers[place]]
             raise SabrError(
-                f"test image {shard.numbers[place]} was certified at eps {spec.eps:.6g} although an attack with seed "
-                f"{spec.seed} refutes it; a bound is unsound, and no result of this run can be trusted: please report "
-                "it with this line"
+                f"test image {numbers[place]} was certified by {known.certified_by} with margin "
+                f"{known.margin_lower_bound} although an attack with seed {spec.seed} refutes it; a bound is unsound, "
+                "and no result of this run can be trusted: please report it with this line"
             )
     return StageRecord(entered=len(places), seconds=time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""One job that attacks a network or certifies a shard: files in, verdicts and counterexamples out."""
+"""One job that attacks, certifies, exports or verifies: files in, verdicts and counterexamples out."""
 
 import sys
 import time
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sabr.bounds.boxes import ball
 from sabr.certification import cascade, verdicts
 from sabr.certification.attacking import attack
 from sabr.certification.journal import Journal
+from sabr.certification.properties import verify
 from sabr.certification.verdicts import Verdict
 from sabr.data.batches import evaluation_images, held_out
 from sabr.data.datasets import fingerprint, load
@@ -20,10 +22,11 @@ from sabr.errors import SabrError
 from sabr.files import atomic, probe
 from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps
+from sabr.networks.instances import counterexample_text, read_instance, write_instances
 from sabr.networks.steps import Step
 from sabr.provenance import provenance
 from sabr.settings import DATASETS
-from sabr.specs import Attacked, AttackSpec, CertificationSpec, differing_keys
+from sabr.specs import Attacked, AttackSpec, Cascade, CertificationSpec, differing_keys
 from sabr.tensors import save_tensors
 
 
@@ -108,11 +111,18 @@ def run_certification(
         if len(left) < len(open_):
             _say(f"going on with {len(open_) - len(left)} verdicts of an earlier run")
         stages = cascade.certify(
-            steps, images[left], labels[left], [first + place for place in left], spec, record=journal.add, report=_say
+            steps,
+            ball(images[left].double(), spec.eps),
+            labels[left],
+            [first + place for place in left],
+            spec,
+            record=journal.add,
+            report=_say,
         )
-        certified = [number - first for number, verdict in sorted(journal.known.items()) if verdict.certified_by]
+        certified = {number: verdict for number, verdict in sorted(journal.known.items()) if verdict.certified_by}
+        places = [number - first for number in certified]
         stages["control"] = cascade.control(
-            steps, images[certified], labels[certified], [first + place for place in certified], spec
+            steps, ball(images[places].double(), spec.eps), labels[places], certified, spec
         )
     finally:
         journal.close()
@@ -126,6 +136,55 @@ def run_certification(
     }
     verdicts.write(table, output, about)
     journal.remove()
+
+
+def run_export(model: Path, spec: CertificationSpec, output: Path, folder: Path, first: int, last: int) -> None:
+    """Write a network and the properties of images first to last - 1 as a folder of VNN-COMP instances.
+
+    Parameters
+    ----------
+    model, spec, folder
+        As in `run_certification`.
+    output
+        Folder to write.
+    first, last
+        Which images.
+
+    Raises
+    ------
+    SabrError
+        When a file cannot be read or written, or there are no such images.
+    """
+    steps, _ = _network(model, spec, folder, torch.device("cpu"))
+    if not first < last <= spec.images:
+        raise SabrError(f"--first {first} --last {last} is no part of the {spec.images} images of the specification")
+    images, labels = _images(spec, folder, first, last, torch.device("cpu"))
+    region = ball(images.double(), spec.eps)
+    write_instances(
+        output,
+        steps,
+        region.lower,
+        region.upper,
+        labels,
+        [f"image-{number:05d}" for number in range(first, last)],
+        classes=DATASETS[spec.dataset].classes,
+        timeout=spec.complete.seconds,
+    )
+
+
+def run_verification(onnx: Path, vnnlib: Path, spec: Cascade) -> str:
+    """Decide a property; the answer in VNN-COMP's format, and in a last line behind ; why it is unknown.
+
+    Raises
+    ------
+    SabrError
+        When a file cannot be read, or the two do not fit.
+    """
+    network, asked = read_instance(onnx, vnnlib)
+    answer = verify(network, asked, spec)
+    if answer.inputs is not None and answer.outputs is not None:
+        return f"{answer.result}\n{counterexample_text(answer.inputs, answer.outputs)}"
+    return f"{answer.result}\n; {answer.reason}" if answer.reason else answer.result
 
 
 def _points(known: Mapping[int, Verdict]) -> dict[int, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.condensed import Condensed, condense
+from sabr.bounds.condensed import condense
 from sabr.bounds.cuts import Grouping, cuts_for
 from sabr.bounds.dual import Problem
 from sabr.bounds.rounding import Allowances, allowances
@@ -53,32 +53,36 @@ def prepare(
     Parameters
     ----------
     steps
-        A folded network up to a vector, in float32.
+        A folded network up to a vector, in float64.
     box
-        (1, ...) its region.
+        (1, ...) its region, in float32.
     weight, constant
-        (1, Q, H) and (1, Q): functions of the steps' output that must be positive.
+        (1, Q, H) and (1, Q): functions of the steps' output that must be positive, in float64.
     relu_inputs
         (1, ...) sound bounds at each ReLU's input, rounding included.
     settings
         How.
     refutes, seconds
         As in `Task`.
+
+    Raises
+    ------
+    TooLarge
+        When the condensed network does not fit into memory.
     """
-    allowed = allowances(steps, box, relu_inputs, weight, constant)
-    condensed = condense(steps, box, weight, constant, relu_inputs, refine=False, memory=settings.memory)
+    single, rows = cast(steps, torch.float32), (weight.float(), constant.float())
+    allowed = allowances(single, box, relu_inputs, *rows)
+    problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
     if settings.iterations:
-        relu_inputs = _optimised(condensed, allowed, settings)
-        condensed = condense(steps, box, weight, constant, relu_inputs, refine=False, memory=settings.memory)
-    problem, own = condensed.problem, _own(allowed, condensed.problem)
+        relu_inputs = _optimised(problem, relu_inputs, allowed, settings)
+        problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
+    own = _own(allowed, problem)
 
     def exactly() -> tuple[Problem, Tensor]:
-        doubled = cast(steps, torch.float64)
         ends = Box(box.lower.double(), box.upper.double())
         bounds = [Box(b.lower.double(), b.upper.double()) for b in relu_inputs]
-        rows = weight.double(), constant.double()
-        threshold = allowances(doubled, ends, bounds, *rows).objective[0]
-        return condense(doubled, ends, *rows, bounds, refine=False, memory=settings.memory).problem, threshold
+        threshold = allowances(steps, ends, bounds, weight, constant).objective[0]
+        return condense(steps, ends, weight, constant, bounds, memory=2 * settings.memory), threshold
 
     cuts = None if settings.grouping is None else cuts_for(problem, settings.grouping, allowances=own)
     return Task(problem, own, allowed.objective[0], exactly, refutes, cuts, seconds)
@@ -89,8 +93,7 @@ def _own(allowed: Allowances, problem: Problem) -> list[Tensor]:
     return [flat(a).gather(1, layer.places) for a, layer in zip(allowed.relu_inputs, problem.layers, strict=True)]
 
 
-def _optimised(condensed: Condensed, allowed: Allowances, settings: Preparation) -> list[Box]:
-    problem = condensed.problem
+def _optimised(problem: Problem, relu_inputs: Sequence[Box], allowed: Allowances, settings: Preparation) -> list[Box]:
     layers = optimised_layers(
         problem,
         iterations=settings.iterations,
@@ -99,9 +102,10 @@ def _optimised(condensed: Condensed, allowed: Allowances, settings: Preparation)
         memory=settings.memory,
     )
     result = []
-    for bounds, layer in zip(condensed.relu_inputs, layers, strict=True):
+    for bounds, layer in zip(relu_inputs, layers, strict=True):
         shape = bounds.lower.shape[1:]
-        lower = flat(bounds.lower).scatter(1, layer.places, layer.lower)
-        upper = flat(bounds.upper).scatter(1, layer.places, layer.upper)
+        lower, upper = flat(bounds.lower).clone(), flat(bounds.upper).clone()
+        places = layer.places[layer.real]
+        lower[0, places], upper[0, places] = layer.lower[layer.real], layer.upper[layer.real]
         result.append(Box(unflat(lower, shape), unflat(upper, shape)))
     return result
