@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import torch
-
 from bounds.milp import unrolled
+
 from sabr.bounds.boxes import Box
 from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, ScaleStep, Step, SumStep
 

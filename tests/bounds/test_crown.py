@@ -1,8 +1,8 @@
 import pytest
 import torch
+from bounds.milp import exact_minimum
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from bounds.milp import exact_minimum
 
 from sabr.bounds.auto_lirpa import BoundedNetwork
 from sabr.bounds.boxes import Box, ball
