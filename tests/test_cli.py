@@ -97,6 +97,7 @@ def test_other_datasets_and_runs_are_refused(sabr_command, tmp_path, model, mnis
     table, about = verdicts.read(tmp_path / "s.csv", verdicts.COLUMNS)
     assert len(table) == 4
     assert about["provenance"]["machine"]["threads"] == 1
+    assert not list(tmp_path.glob("*.journal")) and (tmp_path / "s.pt").exists() and (tmp_path / "attacked.pt").exists()
     assert (
         about["data_sha256"] == json.loads((mnist_folder / "mnist" / "source.json").read_text())["prepared"]["test.pt"]
     )

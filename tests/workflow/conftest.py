@@ -15,11 +15,11 @@ class Workflow:
     def __init__(self, folder, data):
         self.folder = folder
         self.results = folder / "results" / "tiny"
-        self._data = data
+        self.data = data
         folder.mkdir(parents=True)
 
     def command(self, *arguments, **changes):
-        overlay = {"scale": "tiny", "data": {"folder": str(self._data), "mirror": None}} | changes
+        overlay = {"scale": "tiny", "data": {"folder": str(self.data), "mirror": None}} | changes
         path = self.folder / "overlay.yaml"
         path.write_text(yaml.safe_dump(overlay))
         return [
