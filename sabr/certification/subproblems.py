@@ -270,10 +270,10 @@ def _places(
     settings: Search,
 ) -> Tensor:
     """(N, S) places in all layers of the stacked problem; -1 where nothing is left to split."""
-    if settings.rule == "active-constraints":
-        scores = active_constraints(problem, lines, found.passed, found.multipliers, cuts)
-    else:
+    if settings.rule == "babsr":
         scores = babsr(problem, lines, found.passed)
+    else:
+        scores = active_constraints(problem, lines, found.passed, found.multipliers, cuts)
     flat = torch.cat(scores, 2)
     if flat.shape[2] == 0:
         return torch.full(flat.shape[:2], -1, device=flat.device)
