@@ -45,10 +45,14 @@ def handle_of(look: Look, line: str | None = None) -> Line2D:
     return Line2D([], [], label=look.label, **(line_of(look) | ({} if line is None else {"linestyle": line})))
 
 
-def finish(figure: Figure, title: str, handles: list[Any], columns: int = 2) -> Figure:
-    """Set the title, wrapped to the figure's width, and the legend below the panels; `columns`: if it is a long one."""
+def finish(figure: Figure, title: str, handles: list[Any], columns: int | None = None) -> Figure:
+    """Set the title, wrapped to the figure's width, and the legend below the panels.
+
+    Without `columns`, up to four entries stand in one row, more in two columns.
+    """
     characters = int(figure.get_figwidth() * 72 / (8 * 0.56))
     figure.suptitle(textwrap.fill(title, characters), x=0.01, horizontalalignment="left")
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns if len(handles) > 4 else len(handles))
+        columns = columns or (len(handles) if len(handles) <= 4 else 2)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure

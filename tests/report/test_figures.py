@@ -61,7 +61,7 @@ def drawn(make_row: MakeRow, folders: list[Path], looks: style.Style) -> dict[st
         "training_curves_page": figures.training_curves(records.histories(folders), TITLE, looks),
         "lambda_sweep": figures.lambda_sweep(records.collect([*folders, *sweep]), TITLE, looks),
         "cascade_page": effort.cascade(stages.stages(folders), TITLE, looks),
-        "time_limit": effort.time_limit(stages.limits(folders[:4]), TITLE, looks),
+        "time_limit": effort.time_limit(stages.limits(folders[:3]), TITLE, looks),
         "time_limit_page": effort.time_limit(stages.limits(folders), TITLE, looks),
         "box_growth": illustrations.box_growth(growth, TITLE, looks),
         "small_box": illustrations.small_box(draw_small_box(), TITLE, looks),
