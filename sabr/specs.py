@@ -147,8 +147,8 @@ class Complete(Strict):
     iterations, learning_rate
         Of the optimisation of each subproblem.
     branching
-        filtered: of the `candidates` with the best BaBSR scores the one whose halves have the best bounds; babsr: the
-        best score; active-constraints: the one whose constraints weigh most (MN-BaB).
+        active-constraints: the ReLU whose constraints weigh most (MN-BaB); filtered: of the `candidates` that weigh
+        most the one whose halves have the best bounds; babsr: the best BaBSR score.
     recompute
         Bound the ReLUs behind a split anew in each subproblem.
     multi_neuron
@@ -264,8 +264,8 @@ class AttackSpec(Attacked):
     revision: Annotated[int, _of_this_code(CERTIFICATION_REVISION)] = CERTIFICATION_REVISION
 
 
-class Certification(Attacked):
-    """How to attack and certify them.
+class Cascade(Strict):
+    """Stages, from cheap to tight, and how each of them works.
 
     Attributes
     ----------
@@ -279,6 +279,10 @@ class Certification(Attacked):
         Also goes once more for every image that was certified: none may be refuted.
     shard_minutes
         Time limit of the job that certifies one shard, after which what is open stays unknown; None: there is none.
+    memory_mb
+        What the tensors of a batch may take, roughly.
+    seed
+        Of the attacks' random numbers.
     """
 
     engine: Literal["native", "auto_lirpa"]
@@ -288,12 +292,18 @@ class Certification(Attacked):
     strong_attack: Rounds
     complete: Complete
     shard_minutes: PositiveFloat | None
+    memory_mb: PositiveInt
+    seed: NonNegativeInt
 
     @model_validator(mode="after")
-    def _stages_once(self) -> "Certification":
+    def _stages_once(self) -> "Cascade":
         if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"stages must be given once each, from {', '.join(STAGES)}")
         return self
+
+
+class Certification(Cascade, Attacked):
+    """How to attack and certify them."""
 
 
 class CertificationSpec(Certification):

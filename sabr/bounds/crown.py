@@ -67,26 +67,34 @@ def backward_bound(
     """
     remaining = list(relu_inputs)
 
-    def back(part: Sequence[Step], shape: Sequence[int], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        shapes = input_shapes(part, shape)[:-1]
-        for step, own in zip(reversed(part), reversed(shapes), strict=True):
-            if isinstance(step, ReLUStep):
-                relaxation = relax(remaining.pop())
-                falling = weight < 0  # a falling function of z is least at z's upper bound
-                bias = bias + _inner(torch.where(falling, weight, 0), relaxation.upper_offset)
-                slope = torch.where(falling, relaxation.upper_slope.unsqueeze(1), relaxation.lower_slope.unsqueeze(1))
-                weight = weight * slope
-            elif isinstance(step, SumStep):
-                paths = [back(path, own, weight, torch.zeros_like(bias)) for path in reversed(step.paths)]
-                weight = torch.stack([rows for rows, _ in paths]).sum(0)
-                bias = bias + torch.stack([offset for _, offset in paths]).sum(0)
-            else:
-                bias = bias + _inner(weight, step.apply(box.lower.new_zeros(1, *own)))
-                weight = step.pull(weight.flatten(0, 1), own).reshape(*bias.shape, *own)
-        return weight, bias
-
-    weight, bias = back(steps, box.lower.shape[1:], weight, bias)
+    weight, bias = _back(steps, box.lower.new_zeros(1, *box.lower.shape[1:]), remaining, weight, bias)
     return bias + _inner(weight, box.centre) - _inner(weight.abs(), box.radius)
+
+
+def _back(
+    steps: Sequence[Step], zero: Tensor, remaining: list[Box | Centred], weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Functions of the output as functions of the input, whose zero (1, ...) is given; takes from `remaining`'s end.
+
+    Not a closure: one that calls itself is freed by the garbage collector only, and its tensors with it.
+    """
+    shapes = input_shapes(steps, zero.shape[1:])[:-1]
+    for step, own in zip(reversed(steps), reversed(shapes), strict=True):
+        if isinstance(step, ReLUStep):
+            relaxation = relax(remaining.pop())
+            falling = weight < 0  # a falling function of z is least at z's upper bound
+            bias = bias + _inner(torch.where(falling, weight, 0), relaxation.upper_offset)
+            slope = torch.where(falling, relaxation.upper_slope.unsqueeze(1), relaxation.lower_slope.unsqueeze(1))
+            weight = weight * slope
+        elif isinstance(step, SumStep):
+            at = zero.new_zeros(1, *own)
+            paths = [_back(path, at, remaining, weight, torch.zeros_like(bias)) for path in reversed(step.paths)]
+            weight = torch.stack([rows for rows, _ in paths]).sum(0)
+            bias = bias + torch.stack([offset for _, offset in paths]).sum(0)
+        else:
+            bias = bias + _inner(weight, step.apply(zero.new_zeros(1, *own)))
+            weight = step.pull(weight.flatten(0, 1), own).reshape(*bias.shape, *own)
+    return weight, bias
 
 
 def crown_margins(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | Centred], labels: Tensor) -> Tensor:

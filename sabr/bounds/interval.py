@@ -70,25 +70,37 @@ def propagate(
     relu_inputs: list[Centred] = []
     shrinkage = 1.0 if relu_shrinkage is None else relu_shrinkage
 
-    def through(part: Sequence[Step], current: Centred) -> Centred:
-        for step in part:
-            if isinstance(step, ReLUStep):
-                cut = None if known is None else known[len(relu_inputs)]
-                if cut is not None:
-                    current = _intersection(current, cut)
-                relu_inputs.append(current)
-                current = Centred(*_ReLU.apply(*current, shrinkage))
-            elif isinstance(step, SumStep):
-                paths = [through(path, current) for path in step.paths]
-                current = Centred(
-                    sum(p.centre for p in paths[1:]) + paths[0].centre,
-                    sum(p.radius for p in paths[1:]) + paths[0].radius,
-                )
-            else:
-                current = Centred(step.apply(current.centre), step.spread(current.radius))
-        return current
+    output = _through(steps, Centred(box.centre, box.radius), relu_inputs, shrinkage, known)
+    return Propagated(output, relu_inputs)
 
-    return Propagated(through(steps, Centred(box.centre, box.radius)), relu_inputs)
+
+def _through(
+    steps: Sequence[Step],
+    current: Centred,
+    relu_inputs: list[Centred],
+    shrinkage: float,
+    known: Sequence[Box | Centred | None] | None,
+) -> Centred:
+    """The box behind `steps`; those at ReLU inputs are appended.
+
+    Not a closure: one that calls itself is freed by the garbage collector only, and its tensors with it.
+    """
+    for step in steps:
+        if isinstance(step, ReLUStep):
+            cut = None if known is None else known[len(relu_inputs)]
+            if cut is not None:
+                current = _intersection(current, cut)
+            relu_inputs.append(current)
+            current = Centred(*_ReLU.apply(*current, shrinkage))
+        elif isinstance(step, SumStep):
+            paths = [_through(path, current, relu_inputs, shrinkage, known) for path in step.paths]
+            current = Centred(
+                sum(p.centre for p in paths[1:]) + paths[0].centre,
+                sum(p.radius for p in paths[1:]) + paths[0].radius,
+            )
+        else:
+            current = Centred(step.apply(current.centre), step.spread(current.radius))
+    return current
 
 
 def _intersection(one: Centred, other: Box | Centred) -> Centred:

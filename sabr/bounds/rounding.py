@@ -44,37 +44,43 @@ def allowances(
         (N, Q, H) and (N, Q): functions of the steps' output.
     """
     at_relus: list[Tensor] = []
-
-    def through(part: Sequence[Step], error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Errors and largest absolute values behind some steps."""
-        for step in part:
-            match step:
-                case ReLUStep():
-                    bounds = relu_inputs[len(at_relus)]
-                    at_relus.append(error)
-                    size = torch.minimum(size, bounds.upper.clamp(min=0))
-                case SumStep():
-                    paths = [through(path, error, size) for path in step.paths]
-                    size = torch.stack([s for _, s in paths]).sum(0)
-                    error = torch.stack([e for e, _ in paths]).sum(0) + _gamma(len(paths), size) * size
-                case ConvolutionStep() | LinearStep():
-                    gamma = _gamma(step.weight[0].numel() + 1, size)
-                    offset = step.bias.abs().view(-1, *[1] * (error.dim() - 2))
-                    error = step.spread(error + gamma * size) + gamma * offset
-                    size = step.spread(size) + offset
-                case ScaleStep():
-                    gamma = _gamma(2, size)
-                    error = step.spread(error + gamma * size) + gamma * step.shift.abs()
-                    size = step.spread(size) + step.shift.abs()
-                case _:
-                    error, size = step.apply(error), step.apply(size)
-        return error, size
-
     largest = torch.maximum(box.lower.abs(), box.upper.abs())
-    error, size = through(steps, torch.zeros_like(largest), largest)
+    error, size = _through(steps, torch.zeros_like(largest), largest, at_relus, relu_inputs)
     gamma = _gamma(weight.shape[2] + 1, size)
     objective = torch.einsum("nqh,nh->nq", weight.abs(), error + gamma * size) + gamma * constant.abs()
     return Allowances(at_relus, objective)
+
+
+def _through(
+    steps: Sequence[Step],
+    error: Tensor,
+    size: Tensor,
+    at_relus: list[Tensor],
+    relu_inputs: Sequence[Box | Centred],
+) -> tuple[Tensor, Tensor]:
+    """Errors and largest absolute values behind some steps; the errors at ReLU inputs are appended."""
+    for step in steps:
+        match step:
+            case ReLUStep():
+                bounds = relu_inputs[len(at_relus)]
+                at_relus.append(error)
+                size = torch.minimum(size, bounds.upper.clamp(min=0))
+            case SumStep():
+                paths = [_through(path, error, size, at_relus, relu_inputs) for path in step.paths]
+                size = torch.stack([s for _, s in paths]).sum(0)
+                error = torch.stack([e for e, _ in paths]).sum(0) + _gamma(len(paths), size) * size
+            case ConvolutionStep() | LinearStep():
+                gamma = _gamma(step.weight[0].numel() + 1, size)
+                offset = step.bias.abs().view(-1, *[1] * (error.dim() - 2))
+                error = step.spread(error + gamma * size) + gamma * offset
+                size = step.spread(size) + offset
+            case ScaleStep():
+                gamma = _gamma(2, size)
+                error = step.spread(error + gamma * size) + gamma * step.shift.abs()
+                size = step.spread(size) + step.shift.abs()
+            case _:
+                error, size = step.apply(error), step.apply(size)
+    return error, size
 
 
 def _gamma(terms: int, like: Tensor) -> float:
