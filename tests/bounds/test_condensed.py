@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from bounds.nets import Draws, outputs, random_case
+from bounds.tasks import evaluate
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import TooLarge, condense
@@ -13,7 +14,6 @@ from sabr.bounds.dual import bound
 from sabr.bounds.inner import crown_inputs
 from sabr.bounds.interval import margin_rows, propagate
 from sabr.bounds.rows import flat
-from sabr.certification.subproblems import evaluate
 from sabr.networks.steps import (
     FlattenStep,
     LinearStep,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bounds.nets import random_case
+from bounds.tasks import evaluate
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import condense
@@ -25,7 +26,6 @@ from sabr.bounds.interval import margin_rows, propagate
 from sabr.bounds.optimise import optimise
 from sabr.bounds.stacking import stack, stack_cuts, stack_queries
 from sabr.bounds.tighten import optimised_layers, split_lines
-from sabr.certification.subproblems import evaluate
 
 MEMORY = 2**28
 

@@ -1,12 +1,10 @@
 """Every bound and every verdict against the exact optimum of 300 random networks over random boxes."""
 
-from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
-from bounds.milp import exact_minimum, unrolled
-from bounds.nets import random_case
+from bounds.tasks import LABEL, MEMORY, in_float32, pose, solved
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import condense
@@ -14,19 +12,15 @@ from sabr.bounds.crown import crown_margins
 from sabr.bounds.cuts import Grouping, cuts_for
 from sabr.bounds.dual import Multipliers, bound, lines_of, start_of
 from sabr.bounds.inner import crown_inputs
-from sabr.bounds.interval import margin_bounds, margin_rows, propagate
+from sabr.bounds.interval import margin_bounds, margin_rows
 from sabr.bounds.optimise import optimise
 from sabr.bounds.rounding import allowances
 from sabr.bounds.rows import flat
 from sabr.bounds.tighten import optimised_layers
 from sabr.certification.branch_and_bound import search
-from sabr.certification.preparation import Preparation, prepare
 from sabr.certification.subproblems import Search
-from sabr.networks.steps import cast, forward
 
 NETWORKS = 300
-LABEL = torch.tensor([0])
-MEMORY = 2**28
 # Rule, recompute, constraints on groups of so many (0: none), iterations on the ReLUs' own bounds.
 SEARCHES = [
     (rule, recompute, group, inner)
@@ -34,25 +28,6 @@ SEARCHES = [
     for recompute in (False, True)
     for group, inner in ((0, 0), (2, 0), (3, 4))
 ]
-
-
-@cache
-def solved(seed):
-    """A network, a box, and the least value of each margin there, with the points (Q, 1, ...) where it is taken."""
-    case = random_case(seed)
-    network = unrolled(case.steps, case.box)
-    values, points = [], []
-    for other in range(1, case.classes):
-        objective = torch.zeros(case.classes, dtype=torch.float64)
-        objective[0], objective[other] = 1, -1
-        value, point = exact_minimum(case.steps, case.box, objective, network)
-        values.append(value)
-        points.append(point)
-    return case, torch.tensor([values], dtype=torch.float64), torch.stack(points)
-
-
-def in_float32(case):
-    return cast(case.steps, torch.float32), Box(case.box.lower.float(), case.box.upper.float())
 
 
 def all_bounds(steps, box):
@@ -111,55 +86,15 @@ def test_bounds_are_worth_something():
     assert total["tightened"] < total["crown"], total
 
 
-def verdicts(case, optimum, shifts, settings, *, seconds=60.0):
-    """Outcomes of the complete verifier with the least margin moved to each shift, and what it can know of them."""
-    rule, recompute, group, inner = settings
-    steps, box = in_float32(case)
-    hidden, (weight, constant) = steps[:-1], margin_rows(steps[-1], LABEL)
-    tasks, tests = [], []
-    for shift in shifts:
-        moved = (constant.double() + shift - optimum.min()).float()
-        intervals = propagate(hidden, box).relu_inputs
-        allowed = allowances(hidden, box, intervals, weight, moved).relu_inputs
-        widened = [Box(b.lower - a, b.upper + a) for b, a in zip(intervals, allowed, strict=True)]
-        relu_inputs = crown_inputs(hidden, box, widened, allowances=allowed, memory=MEMORY)
-
-        def value(point, moved=moved):
-            """The least function, in float64, at a point (D,) in the order of `flat`."""
-            shaped = unflat_like(point.double(), case.box.lower)
-            return float((forward(case.steps[:-1], shaped) @ weight[0].double().t() + moved.double()).min())
-
-        grouping = Grouping(group, 20, 6, 12) if group else None
-        tasks.append(
-            prepare(
-                hidden,
-                box,
-                weight,
-                moved,
-                relu_inputs,
-                Preparation(inner, 0.1, grouping, MEMORY),
-                refutes=lambda point, value=value: value(point) < 0,
-                seconds=seconds,
-            )
-        )
-        tests.append(value)
-    return search(tasks, Search(20, 0.1, rule, 4, recompute, 64, MEMORY)), tests
-
-
-def unflat_like(point, like):
-    if like.dim() == 2:
-        return point.view(1, -1)
-    _, channels, height, width = like.shape
-    return point.view(1, height, width, channels).permute(0, 3, 1, 2)
-
-
 @pytest.mark.parametrize("seed", range(NETWORKS))
 def test_complete_verdicts_agree_with_the_optimum(seed):
     case, optimum, _ = solved(seed)
     scale = max(1.0, float(optimum.abs().max()))
     shifts = [0.02 * scale, -0.02 * scale, 1e-5 * scale, -1e-5 * scale]
-    outcomes, values = verdicts(case, optimum, shifts, SEARCHES[seed % len(SEARCHES)])
-    for shift, outcome, value in zip(shifts, outcomes, values, strict=True):
+    rule, recompute, group, inner = SEARCHES[seed % len(SEARCHES)]
+    posed = [pose(case, optimum, shift, group=group, inner=inner) for shift in shifts]
+    outcomes = search([one.task for one in posed], Search(20, 0.1, rule, 4, recompute, 64, MEMORY))
+    for shift, outcome, one in zip(shifts, outcomes, posed, strict=True):
         assert outcome.proved == (shift > 0), (shift, outcome)
         assert (outcome.point is not None) == (shift < 0), (shift, outcome)
         if outcome.proved:
@@ -168,4 +103,4 @@ def test_complete_verdicts_agree_with_the_optimum(seed):
             flat_box = Box(flat(case.box.lower)[0], flat(case.box.upper)[0])
             point = outcome.point.double()
             assert (point >= flat_box.lower - 1e-12).all() and (point <= flat_box.upper + 1e-12).all()
-            assert value(point) < 0
+            assert one.value(point) < 0
