@@ -193,7 +193,7 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
 
     signs = layered([p.sign for p in parts])
     ends = [Box(*e) for e in zip(layered([p.lower for p in parts]), layered([p.upper for p in parts]), strict=True)]
-    target = stack_vectors([task.threshold[p.query] for task, p in zip(tasks, parts, strict=True)], torch.inf)
+    target = stack_vectors([task.threshold[p.query] for task, p in zip(tasks, parts, strict=True)], -torch.inf)
     infeasible = torch.zeros_like(target, dtype=torch.bool)
     if settings.recompute and any(bool((s != 0).any()) for s in signs):
         slack = [torch.cat(a) for a in zip(*_filled_allowances(tasks, problem), strict=True)]
