@@ -9,7 +9,7 @@ from torch import Tensor
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import condense
 from sabr.bounds.cuts import Grouping, cuts_for
-from sabr.bounds.dual import Problem
+from sabr.bounds.dual import Layer, Problem
 from sabr.bounds.rounding import Allowances, allowances
 from sabr.bounds.rows import flat, unflat
 from sabr.bounds.tighten import optimised_layers
@@ -73,19 +73,29 @@ def prepare(
     single, rows = cast(steps, torch.float32), (weight.float(), constant.float())
     allowed = allowances(single, box, relu_inputs, *rows)
     problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
-    if settings.iterations:
+    if settings.iterations and relu_inputs:
         relu_inputs = _optimised(problem, relu_inputs, allowed, settings)
         problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
-    own = _own(allowed, problem)
+    own = _own(allowed, problem) or [problem.objective.new_zeros(1, 0)]
 
     def exactly() -> tuple[Problem, Tensor]:
         ends = Box(box.lower.double(), box.upper.double())
         bounds = [Box(b.lower.double(), b.upper.double()) for b in relu_inputs]
         threshold = allowances(steps, ends, bounds, weight, constant).objective[0]
-        return condense(steps, ends, weight, constant, bounds, memory=2 * settings.memory), threshold
+        return _with_a_layer(condense(steps, ends, weight, constant, bounds, memory=2 * settings.memory)), threshold
 
+    problem = _with_a_layer(problem)
     cuts = None if settings.grouping is None else cuts_for(problem, settings.grouping, allowances=own)
     return Task(problem, own, allowed.objective[0], exactly, refutes, cuts, seconds)
+
+
+def _with_a_layer(problem: Problem) -> Problem:
+    """A network without ReLUs gets an empty layer of them: there is always one then."""
+    if problem.layers:
+        return problem
+    nothing = problem.objective.new_zeros(1, 0)
+    rows = problem.objective.new_zeros(1, 0, problem.objective.shape[2])
+    return problem._replace(layers=[Layer(rows, nothing, nothing, nothing.bool(), nothing.long())])
 
 
 def _own(allowed: Allowances, problem: Problem) -> list[Tensor]:

@@ -11,6 +11,7 @@ from bounds.tasks import LABEL, MEMORY, pose, solved
 
 from sabr.bounds import optimise
 from sabr.bounds.boxes import Box
+from sabr.bounds.cuts import Grouping
 from sabr.bounds.dual import bound
 from sabr.bounds.interval import margin_rows, propagate
 from sabr.certification import branch_and_bound
@@ -270,6 +271,23 @@ def test_ties_are_not_proved_and_not_refuted():
             moved = LinearStep(tensor(last), tensor([shift, 0.0]))
             [outcome] = search([plain_task([*both, moved], CHAIN_BOX)], SETTINGS)
             assert outcome.proved == proved and (outcome.point is None) == proved
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_networks_without_relus(group):
+    for offset, proved in ((1.5, True), (0.5, False)):
+        steps = [LinearStep(tensor([[1.0], [0.0]]), tensor([offset, 0.0]))]
+        weight, constant = margin_rows(steps[-1], LABEL)
+        grouping = Grouping(group, 20, 6, 12) if group else None
+
+        def refutes(point, offset=offset):
+            return float(point) + offset < 0
+
+        task = prepare(
+            [], CHAIN_BOX, weight, constant, [], Preparation(3, 0.1, grouping, MEMORY), refutes=refutes, seconds=9.0
+        )
+        [outcome] = search([task], SETTINGS)
+        assert outcome.proved == proved and (outcome.point is None) == proved
 
 
 def test_points_that_are_no_counterexamples_do_not_refute():
