@@ -1,6 +1,7 @@
 """Bounds of a condensed network made as tight as slopes and multipliers can make them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,29 +47,83 @@ def optimise(
     iterations, rate, decay
         Of Adam on the slopes; the rate is multiplied by `decay` after each iteration.
     target
-        A number, or (N, Q): a query whose bound is above it is left as it is, and when all are, it ends.
+        A number, or (N, Q): an image whose bounds are all above it is left as it is; when all are, it ends.
     cuts
         For each layer constraints, or None.
     multiplier_rate
         Adam's first rate for the multipliers, in units of each query's largest coefficient.
     """
-    current = projected(start, lines)
-    adam = _Adam()
-    best: Optimised | None = None
-    for iteration in range(iterations + 1):
-        passed = backward(problem, lines, current, cuts)
-        best = Optimised(passed, current) if best is None else _better(Optimised(passed, current), best)
-        open_ = best.passed.lower <= target
-        if iteration == iterations or not bool(open_.any()):
-            break
-        if iteration == 0:
-            scale = torch.stack([c.abs().amax(2) for c in passed.coefficients if c.shape[2]] or [passed.lower * 0])
-            unit = scale.amax(0).unsqueeze(2)
-        slopes = gradient(problem, lines, current, passed, cuts)
-        current = adam.step(current, slopes, rate * decay**iteration, multiplier_rate * decay**iteration * unit)
-        current = projected(current, lines)
-    assert best is not None
-    return best
+    climb = _Climb(problem, list(lines), cuts, target, iterations, rate, multiplier_rate, decay)
+    return climb.from_(projected(start, lines), _Adam(), None, 0)
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """The arguments of `optimise`, of all images or of those that are still open."""
+
+    problem: Problem
+    lines: list[Lines]
+    cuts: Sequence[Cuts | None] | None
+    target: float | Tensor
+    iterations: int
+    rate: float
+    multiplier_rate: float
+    decay: float
+
+    def from_(self, current: Multipliers, adam: "_Adam", best: Optimised | None, first: int) -> Optimised:
+        """Iterate from `first` on; images whose queries are all above the target are left behind on the way."""
+        for iteration in range(first, self.iterations + 1):
+            passed = backward(self.problem, self.lines, current, self.cuts)
+            best = Optimised(passed, current) if best is None else _better(Optimised(passed, current), best)
+            open_ = (best.passed.lower <= self.target).any(1)
+            if iteration == self.iterations or not bool(open_.any()):
+                break
+            adam.unit = _unit(passed) if adam.unit is None else adam.unit
+            slopes = gradient(self.problem, self.lines, current, passed, self.cuts)
+            fade = self.decay**iteration
+            current = adam.step(current, slopes, self.rate * fade, self.multiplier_rate * fade)
+            current = projected(current, self.lines)
+            if 2 * int(open_.sum()) <= len(open_):
+                left = torch.nonzero(open_).flatten()
+                found = self.of(left).from_(_of(current, left), adam.of(left), _of_both(best, left), iteration + 1)
+                return _put_back(best, found, left)
+        assert best is not None
+        return best
+
+    def of(self, images: Tensor) -> "_Climb":
+        """The same for some images."""
+        lines = [line.of(images) for line in self.lines]
+        cuts = None if self.cuts is None else [None if c is None else Cuts(*(f[images] for f in c)) for c in self.cuts]
+        target = self.target[images] if isinstance(self.target, Tensor) else self.target
+        return replace(self, problem=self.problem.of(images), lines=lines, cuts=cuts, target=target)
+
+
+def _unit(passed: Passed) -> Tensor:
+    """(N, Q, 1): each query's largest coefficient."""
+    largest = [c.abs().amax(2) for c in passed.coefficients if c.shape[2]] or [torch.zeros_like(passed.lower)]
+    return torch.stack(largest).amax(0).unsqueeze(2)
+
+
+def _of(multipliers: Multipliers, images: Tensor) -> Multipliers:
+    return multipliers.map(lambda t: t[images])
+
+
+def _of_both(best: Optimised, images: Tensor) -> Optimised:
+    passed = best.passed
+    own = Passed(passed.lower[images], [c[images] for c in passed.coefficients], passed.point[images])
+    return Optimised(own, _of(best.multipliers, images))
+
+
+def _put_back(whole: Optimised, part: Optimised, images: Tensor) -> Optimised:
+    """`whole` with `part` in the places of some images; the tensors of `whole` are used again."""
+    pairs = [(whole.passed.lower, part.passed.lower), (whole.passed.point, part.passed.point)]
+    pairs += list(zip(whole.passed.coefficients, part.passed.coefficients, strict=True))
+    for name in ("alpha", "beta", "mu"):
+        ours, theirs = getattr(whole.multipliers, name), getattr(part.multipliers, name)
+        pairs += [(a, b) for a, b in zip(ours or [], theirs or [], strict=True) if a is not None]
+    for ours, theirs in pairs:
+        ours[images] = theirs
+    return whole
 
 
 def _better(new: Optimised, old: Optimised) -> Optimised:
@@ -99,9 +154,21 @@ class _Adam:
         self.means: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.count = 0
+        self.unit: Tensor | None = None
 
-    def step(self, at: Multipliers, slopes: Multipliers, rate: float, multiplier_rate: Tensor) -> Multipliers:
+    def of(self, images: Tensor) -> "_Adam":
+        """The same for some images."""
+        result = _Adam()
+        result.means = {name: t[images] for name, t in self.means.items()}
+        result.squares = {name: t[images] for name, t in self.squares.items()}
+        result.count = self.count
+        result.unit = None if self.unit is None else self.unit[images]
+        return result
+
+    def step(self, at: Multipliers, slopes: Multipliers, rate: float, multiplier_rate: float) -> Multipliers:
+        """One step up; multipliers of splits and cuts move in units of `unit`."""
         self.count += 1
+        own = multiplier_rate * self.unit if self.unit is not None else multiplier_rate
 
         def moved(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: float | Tensor) -> Any:
             return [
@@ -111,8 +178,8 @@ class _Adam:
 
         return Multipliers(
             moved("alpha", at.alpha, slopes.alpha, rate),
-            None if at.beta is None or slopes.beta is None else moved("beta", at.beta, slopes.beta, multiplier_rate),
-            None if at.mu is None or slopes.mu is None else moved("mu", at.mu, slopes.mu, multiplier_rate),
+            None if at.beta is None or slopes.beta is None else moved("beta", at.beta, slopes.beta, own),
+            None if at.mu is None or slopes.mu is None else moved("mu", at.mu, slopes.mu, own),
         )
 
     def direction(self, name: str, slope: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from sabr.certification.verdicts import Verdict
 from sabr.errors import SabrError
+from sabr.files import write_text
 from sabr.specs import differing_keys
 
 
@@ -43,9 +44,7 @@ class Journal:
                 if different:
                     raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
                 self.known = dict(_read(line) for line in lines[1:])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", encoding="ascii") as file:
-                file.write("".join(f"{line}\n" for line in lines or [json.dumps(about)]))
+            write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(about)]))
             self._file = path.open("a", encoding="ascii")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SabrError(f"cannot use {path}: {error}; delete it and run again") from error

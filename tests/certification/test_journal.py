@@ -93,7 +93,7 @@ def test_garbage_is_told(written, line):
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SabrError, match="cannot use"):
+    with pytest.raises(SabrError, match="cannot write"):
         Journal(tmp_path / "file" / "0-9.journal", ABOUT)
 
 
