@@ -50,11 +50,6 @@ class Problem(NamedTuple):
     layers: list[Layer]
     objective: Tensor
 
-    def of(self, images: Tensor) -> "Problem":
-        """The same for some images."""
-        layers = [Layer(*(part[images] for part in layer)) for layer in self.layers]
-        return Problem(Box(self.box.lower[images], self.box.upper[images]), layers, self.objective[images])
-
     @property
     def columns(self) -> list[slice]:
         """Where each layer's outputs stand in a row."""
@@ -97,12 +92,6 @@ class Lines:
     upper_offset: Tensor
     free: Tensor
     sign: Tensor | None
-
-    def of(self, images: Tensor) -> "Lines":
-        """The same for some images."""
-        sign = None if self.sign is None else self.sign[images]
-        parts = (self.alpha[images], self.upper_slope[images], self.upper_offset[images], self.free[images])
-        return Lines(*parts, sign)
 
 
 @dataclass(frozen=True)

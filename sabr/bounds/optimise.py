@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Problem, backward, gradient, projected
+from sabr.bounds.boxes import Box
+from sabr.bounds.dual import Cuts, Layer, Lines, Multipliers, Passed, Problem, backward, gradient, projected
 
 # Adam's decay rates.
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.999, 1e-8
@@ -47,7 +48,8 @@ def optimise(
     iterations, rate, decay
         Of Adam on the slopes; the rate is multiplied by `decay` after each iteration.
     target
-        A number, or (N, Q): an image whose bounds are all above it is left as it is; when all are, it ends.
+        A number, or (N, Q): once half of the images (of the queries, if there is one image) are above it, they are left
+        as they are; when all are, it ends.
     cuts
         For each layer constraints, or None.
     multiplier_rate
@@ -71,11 +73,11 @@ class _Climb:
     decay: float
 
     def from_(self, current: Multipliers, adam: "_Adam", best: Optimised | None, first: int) -> Optimised:
-        """Iterate from `first` on; images whose queries are all above the target are left behind on the way."""
+        """Iterate from `first` on; what is above the target is left behind on the way."""
         for iteration in range(first, self.iterations + 1):
             passed = backward(self.problem, self.lines, current, self.cuts)
             best = Optimised(passed, current) if best is None else _better(Optimised(passed, current), best)
-            open_ = (best.passed.lower <= self.target).any(1)
+            open_ = best.passed.lower <= self.target
             if iteration == self.iterations or not bool(open_.any()):
                 break
             adam.unit = _unit(passed) if adam.unit is None else adam.unit
@@ -83,47 +85,75 @@ class _Climb:
             fade = self.decay**iteration
             current = adam.step(current, slopes, self.rate * fade, self.multiplier_rate * fade)
             current = projected(current, self.lines)
-            if 2 * int(open_.sum()) <= len(open_):
-                left = torch.nonzero(open_).flatten()
-                found = self.of(left).from_(_of(current, left), adam.of(left), _of_both(best, left), iteration + 1)
-                return _put_back(best, found, left)
+            left = _Part.open(open_)
+            if 2 * len(left.places) <= left.size:
+                some = best.passed
+                own = Optimised(
+                    Passed(left.of(some.lower), [left.of(c) for c in some.coefficients], left.of(some.point)),
+                    best.multipliers.map(left.of),
+                )
+                found = self.of(left).from_(current.map(left.of), adam.of(left), own, iteration + 1)
+                left.put_back(best, found)
+                return best
         assert best is not None
         return best
 
-    def of(self, images: Tensor) -> "_Climb":
-        """The same for some images."""
-        lines = [line.of(images) for line in self.lines]
-        cuts = None if self.cuts is None else [None if c is None else Cuts(*(f[images] for f in c)) for c in self.cuts]
-        target = self.target[images] if isinstance(self.target, Tensor) else self.target
-        return replace(self, problem=self.problem.of(images), lines=lines, cuts=cuts, target=target)
+    def of(self, part: "_Part") -> "_Climb":
+        """The same for a part."""
+        problem, cuts = self.problem, self.cuts
+        if part.dim == 0:
+            layers = [Layer(*(part.of(field) for field in layer)) for layer in problem.layers]
+            problem = Problem(Box(part.of(problem.box.lower), part.of(problem.box.upper)), layers, problem.objective)
+            cuts = None if cuts is None else [None if c is None else Cuts(*(part.of(f) for f in c)) for c in cuts]
+        problem = problem._replace(objective=part.of(problem.objective))
+        lines = [
+            Lines(
+                part.of(line.alpha),
+                part.of(line.upper_slope),
+                part.of(line.upper_offset),
+                part.of(line.free),
+                None if line.sign is None else part.of(line.sign),
+            )
+            for line in self.lines
+        ]
+        target = part.of(self.target) if isinstance(self.target, Tensor) else self.target
+        return replace(self, problem=problem, lines=lines, cuts=cuts, target=target)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the images (dim 0), or, where there is one image only, of its queries (dim 1)."""
+
+    places: Tensor
+    dim: int
+    size: int
+
+    @classmethod
+    def open(cls, open_: Tensor) -> "_Part":
+        """What is open of (N, Q)."""
+        if len(open_) > 1:
+            return cls(torch.nonzero(open_.any(1)).flatten(), 0, open_.shape[0])
+        return cls(torch.nonzero(open_[0]).flatten(), 1, open_.shape[1])
+
+    def of(self, values: Tensor) -> Tensor:
+        """The part of a tensor; what all queries share stays as it is."""
+        return values.index_select(self.dim, self.places) if values.shape[self.dim] == self.size else values
+
+    def put_back(self, whole: Optimised, part: Optimised) -> None:
+        """Write what was found for the part into the tensors of the whole."""
+        pairs = [(whole.passed.lower, part.passed.lower), (whole.passed.point, part.passed.point)]
+        pairs += list(zip(whole.passed.coefficients, part.passed.coefficients, strict=True))
+        for name in ("alpha", "beta", "mu"):
+            ours, theirs = getattr(whole.multipliers, name), getattr(part.multipliers, name)
+            pairs += [(a, b) for a, b in zip(ours or [], theirs or [], strict=True) if a is not None]
+        for old, new in pairs:
+            old.index_copy_(self.dim, self.places, new)
 
 
 def _unit(passed: Passed) -> Tensor:
     """(N, Q, 1): each query's largest coefficient."""
     largest = [c.abs().amax(2) for c in passed.coefficients if c.shape[2]] or [torch.zeros_like(passed.lower)]
     return torch.stack(largest).amax(0).unsqueeze(2)
-
-
-def _of(multipliers: Multipliers, images: Tensor) -> Multipliers:
-    return multipliers.map(lambda t: t[images])
-
-
-def _of_both(best: Optimised, images: Tensor) -> Optimised:
-    passed = best.passed
-    own = Passed(passed.lower[images], [c[images] for c in passed.coefficients], passed.point[images])
-    return Optimised(own, _of(best.multipliers, images))
-
-
-def _put_back(whole: Optimised, part: Optimised, images: Tensor) -> Optimised:
-    """`whole` with `part` in the places of some images; the tensors of `whole` are used again."""
-    pairs = [(whole.passed.lower, part.passed.lower), (whole.passed.point, part.passed.point)]
-    pairs += list(zip(whole.passed.coefficients, part.passed.coefficients, strict=True))
-    for name in ("alpha", "beta", "mu"):
-        ours, theirs = getattr(whole.multipliers, name), getattr(part.multipliers, name)
-        pairs += [(a, b) for a, b in zip(ours or [], theirs or [], strict=True) if a is not None]
-    for ours, theirs in pairs:
-        ours[images] = theirs
-    return whole
 
 
 def _better(new: Optimised, old: Optimised) -> Optimised:
@@ -156,13 +186,13 @@ class _Adam:
         self.count = 0
         self.unit: Tensor | None = None
 
-    def of(self, images: Tensor) -> "_Adam":
-        """The same for some images."""
+    def of(self, part: _Part) -> "_Adam":
+        """The same for a part."""
         result = _Adam()
-        result.means = {name: t[images] for name, t in self.means.items()}
-        result.squares = {name: t[images] for name, t in self.squares.items()}
+        result.means = {name: part.of(t) for name, t in self.means.items()}
+        result.squares = {name: part.of(t) for name, t in self.squares.items()}
         result.count = self.count
-        result.unit = None if self.unit is None else self.unit[images]
+        result.unit = None if self.unit is None else part.of(self.unit)
         return result
 
     def step(self, at: Multipliers, slopes: Multipliers, rate: float, multiplier_rate: float) -> Multipliers:
