@@ -164,7 +164,13 @@ def certify(
     -------
     dict
         What each stage did, in order.
+
+    Raises
+    ------
+    SabrError
+        When a region is empty or not finite or no input of the network, or a label none of its classes.
     """
+    _refuse_bad_input(steps, regions, labels)
     deadline = float("inf") if spec.shard_minutes is None else time.monotonic() + 60 * spec.shard_minutes
     shard = Shard(list(steps), regions, labels, list(numbers), spec, record, lambda: time.monotonic() > deadline)
     memory = spec.memory_mb * 10**6
@@ -195,6 +201,22 @@ def certify(
     for place in shard.waiting():
         shard.close(place, spec.stages[-1], reason=late)
     return records
+
+
+def _refuse_bad_input(steps: Sequence[Step], regions: Box, labels: Tensor) -> None:
+    if len(regions.lower) != len(labels):
+        raise SabrError(f"there are {len(regions.lower)} regions, but {len(labels)} labels")
+    if not (torch.isfinite(regions.lower) & torch.isfinite(regions.upper) & (regions.lower <= regions.upper)).all():
+        raise SabrError("there are regions that are empty or not finite; check the images and eps")
+    shape = tuple(regions.lower.shape[1:])
+    try:
+        with torch.no_grad():
+            classes = forward(cast(steps, torch.float64), regions.lower[:1]).shape[1]
+    except RuntimeError as error:
+        raise SabrError(f"the network does not take inputs of shape {shape}: {str(error).splitlines()[0]}") from error
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise SabrError(f"the label {int(wrong[0])} is none of the network's classes 0 to {classes - 1}")
 
 
 def _bound(shard: Shard, stage: BoundStage, engine: Engine) -> None:

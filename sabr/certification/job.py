@@ -223,7 +223,14 @@ def _images(asked: Attacked, folder: Path, first: int, last: int, device: torch.
         split = load(dataset, folder, "test")
     else:
         split = held_out(load(dataset, folder, "train"), asked.validation_images).validation
-    return evaluation_images(split, dataset, slice(first, last), device)
+    images, labels = evaluation_images(split, dataset, slice(first, last), device)
+    wrong = labels[(labels < 0) | (labels >= dataset.classes)]
+    if len(wrong):
+        raise SabrError(
+            f"{asked.dataset} in {folder} holds the label {int(wrong[0])}, but its classes are 0 to "
+            f"{dataset.classes - 1}; delete the folder and prepare the data again"
+        )
+    return images, labels
 
 
 def _say(line: str) -> None:

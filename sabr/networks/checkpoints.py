@@ -56,7 +56,7 @@ def load(path: Path) -> tuple[Network, dict[str, Any]]:
     Raises
     ------
     SabrError
-        As `read_sidecar`, and when the tensors do not fit the architecture.
+        As `read_sidecar`, and when the tensors do not fit the architecture, or are not all finite.
     """
     sidecar = read_sidecar(path)
     architecture, dataset = sidecar.get("architecture"), sidecar.get("dataset")
@@ -68,4 +68,7 @@ def load(path: Path) -> tuple[Network, dict[str, Any]]:
     except (RuntimeError, pickle.UnpicklingError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise SabrError(f"{path} does not hold the weights of a {architecture} for {dataset}: {reason}") from error
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise SabrError(f"{path}: {name} holds values that are not finite numbers; train the network again")
     return network.eval(), sidecar
