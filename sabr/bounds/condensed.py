@@ -46,7 +46,7 @@ def condense(
     relu_inputs
         Sound bounds at every ReLU's input: which ReLUs are stable, and how the others are relaxed.
     memory
-        Bytes that pulling rows back may use at a time, and once more bytes for what comes out.
+        Bytes: one half for what comes out, the other for pulling rows back.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def condense(
         slot, size = _slots(image, count)
         width = ends.lower.shape[1] + 1 + sum(layer.lower.shape[1] for layer in layers)
         held += count * size * width * lower.element_size()
-        if held > memory:
+        if held > memory // 2:
             raise TooLarge(f"{size} unstable ReLUs in layer {number} of {count} images")
         rows = lower.new_zeros(count, size, width)
         for chosen in torch.split(torch.arange(len(image)), _chunk(shapes, width, lower, memory)) if len(image) else ():
@@ -136,4 +136,4 @@ def _state(
 def _chunk(shapes: Sequence[Sequence[int]], width: int, like: Tensor, memory: int) -> int:
     """How many rows to pull back at a time."""
     largest = max(torch.Size(shape).numel() for shape in shapes)
-    return max(1, min(memory // (6 * (largest + width) * like.element_size()), 8192))
+    return max(1, min(memory // (12 * (largest + width) * like.element_size()), 8192))

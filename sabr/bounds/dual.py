@@ -51,6 +51,11 @@ class Problem(NamedTuple):
     objective: Tensor
 
     @property
+    def bytes(self) -> int:
+        """Memory of the matrices."""
+        return sum(t.numel() * t.element_size() for t in (self.objective, *(layer.rows for layer in self.layers)))
+
+    @property
     def columns(self) -> list[slice]:
         """Where each layer's outputs stand in a row."""
         result, start = [], self.box.lower.shape[1] + 1

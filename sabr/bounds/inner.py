@@ -40,7 +40,7 @@ def crown_inputs(
         For each ReLU (N, ...): what rounding may be off by (`sabr.bounds.rounding`); new bounds are moved outwards by
         it, as `relu_inputs` must have been.
     memory
-        Bytes that may be used at a time.
+        Bytes that may be used at a time, roughly.
     """
     shape = box.lower.shape[1:]
     bounds: list[Box | Centred] = list(relu_inputs)

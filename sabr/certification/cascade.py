@@ -24,7 +24,7 @@ from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.provenance import child_seed
 from sabr.specs import Cascade, Stage
 
-# Images that the complete verifier works on together.
+# At most so many images does the complete verifier work on together.
 _TOGETHER = 16
 
 
@@ -272,14 +272,13 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
         candidates=asked.candidates,
         recompute=asked.recompute,
         queries=asked.subproblems,
-        memory=memory,
+        memory=memory // 2,
     )
     waiting = shard.waiting()
-    for first in range(0, len(waiting), _TOGETHER):
+    while waiting and not shard.stop():
         tasks: dict[int, Task] = {}
-        for place in waiting[first : first + _TOGETHER]:
-            if shard.stop():
-                break
+        while waiting and len(tasks) < _TOGETHER and sum(t.problem.bytes for t in tasks.values()) < memory // 4:
+            place = waiting.pop(0)
             started = time.perf_counter()
             task = _task(shard, engine, place, preparation)
             shard.seconds[place] += time.perf_counter() - started
