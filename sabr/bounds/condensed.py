@@ -87,7 +87,7 @@ def condense(
             )
         )
         states[number] = _state(lower, shapes[-1], image, places, slot, filled, real)
-    return Problem(ends, layers, _objective(steps, states, layers, weight, constant, shape))
+    return Problem(ends, layers, _objective(steps, states, layers, weight, constant, shape, memory))
 
 
 def _objective(
@@ -97,11 +97,18 @@ def _objective(
     weight: Tensor,
     constant: Tensor,
     shape: Sequence[int],
+    memory: int,
 ) -> Tensor:
     count, queries, _ = weight.shape
     image = torch.arange(count, device=weight.device).repeat_interleave(queries)
-    pulled = pull_rows(steps, range(len(layers)), states, weight.flatten(0, 1), constant.flatten(), image, shape)
-    return _joined(pulled, layers).view(count, queries, -1)
+    width = sum(layer.lower.shape[1] for layer in layers)
+    size = _chunk(input_shapes(steps, shape), width, constant, memory)
+    turns = zip(*(torch.split(t, size) for t in (weight.flatten(0, 1), constant.flatten(), image)), strict=True)
+    parts = [
+        _joined(pull_rows(steps, range(len(layers)), states, rows, offset, own, shape), layers)
+        for rows, offset, own in turns
+    ]
+    return torch.cat(parts).view(count, queries, -1)
 
 
 def _joined(pulled: Pulled, layers: Sequence[Layer]) -> Tensor:

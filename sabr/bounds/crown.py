@@ -97,7 +97,14 @@ def _back(
     return weight, bias
 
 
-def crown_margins(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | Centred], labels: Tensor) -> Tensor:
+def crown_margins(
+    steps: Sequence[Step],
+    box: Box,
+    relu_inputs: Sequence[Box | Centred],
+    labels: Tensor,
+    *,
+    memory: float = float("inf"),
+) -> Tensor:
     """Lower bounds (N, K-1) of logit_y - logit_j for j != y in increasing j, by `backward_bound`.
 
     Parameters
@@ -108,11 +115,24 @@ def crown_margins(steps: Sequence[Step], box: Box, relu_inputs: Sequence[Box | C
         As in `backward_bound`.
     labels
         (N,) true classes.
+    memory
+        Bytes that may be used at a time, roughly; margins are bounded by turns if need be.
     """
     last = steps[-1]
     if not isinstance(last, LinearStep):
         raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
-    return backward_bound(steps[:-1], box, relu_inputs, *margin_rows(last, labels))
+    weight, bias = margin_rows(last, labels)
+    largest = max(torch.Size(shape).numel() for shape in input_shapes(steps, box.lower.shape[1:]))
+    rows = max(1, int(min(memory / (6 * largest * bias.element_size()), bias.numel())))
+    images, margins = max(1, rows // bias.shape[1]), min(rows, bias.shape[1])
+    parts = []
+    for first in range(0, len(labels), images):
+        own = slice(first, first + images)
+        ends = Box(box.lower[own], box.upper[own])
+        inner = [type(b)(b[0][own], b[1][own]) for b in relu_inputs]
+        turns = zip(torch.split(weight[own], margins, 1), torch.split(bias[own], margins, 1), strict=True)
+        parts.append(torch.cat([backward_bound(steps[:-1], ends, inner, w, b) for w, b in turns], 1))
+    return torch.cat(parts) if parts else bias
 
 
 def _inner(rows: Tensor, points: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The stages that bound margins, batch by batch: by our own bounds, or by auto_LiRPA; rounding is accounted for."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -107,8 +108,8 @@ class NativeEngine:
             self._kept -= _bytes(self._known.pop(number))
 
     def _crown(self, box: Box, labels: Tensor, relu_inputs: list[Box]) -> MarginBounds:
-        lower = crown_margins(self.steps, box, relu_inputs, labels)
-        return self._checked(lower, box, labels, relu_inputs, crown_margins)
+        bounded = partial(crown_margins, memory=self.memory)
+        return self._checked(bounded(self.steps, box, relu_inputs, labels), box, labels, relu_inputs, bounded)
 
     def _checked(
         self,
