@@ -1,6 +1,8 @@
 """A property of a network, such as VNN-COMP's: a counterexample found, or its absence proved."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,6 @@ from torch import Tensor
 from sabr.bounds.boxes import Box
 from sabr.certification.cascade import certify
 from sabr.certification.verdicts import Verdict
-from sabr.errors import SabrError
 from sabr.networks.onnx_import import Imported
 from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.networks.vnnlib import Disjunct, Property
@@ -49,38 +50,75 @@ def verify(network: Imported, properties: Sequence[Property], spec: Cascade) -> 
     properties
         One for each box of inputs.
     spec
-        Stages, and how each of them works.
+        Stages, and how each of them works. `shard_minutes` is the time for all together: each part of the properties
+        may take its share of what is left.
     """
     reason = ""
+    budget = _Budget.of(spec, sum(_count(one) for one in properties))
     for one in properties:
         box = Box(*(end.view(1, *network.input_shape) for end in (one.lower, one.upper)))
         simple = [d for d in one.disjuncts if len(d.rows) == 1]
         parts = [simple] if simple else []
         parts += [[d] for d in one.disjuncts if len(d.rows) > 1]
         for part in parts:
-            answer = _decide(network.steps, one, box, part, spec)
+            answer = _decide(network.steps, one, box, part, budget)
             if answer.result == "sat":
                 return answer
             reason = reason or answer.reason
     return Answer("unknown", reason=reason) if reason else Answer("unsat")
 
 
-def _decide(steps: Sequence[Step], asked: Property, box: Box, disjuncts: Sequence[Disjunct], spec: Cascade) -> Answer:
+@dataclass
+class _Budget:
+    """The cascade for one part after another, of `parts` that are left, until a deadline."""
+
+    spec: Cascade
+    deadline: float
+    parts: int
+
+    @classmethod
+    def of(cls, spec: Cascade, parts: int) -> "_Budget":
+        """All of a cascade's time."""
+        limit = float("inf") if spec.shard_minutes is None else 60 * spec.shard_minutes
+        return cls(spec, time.monotonic() + limit, parts)
+
+    def next(self) -> Cascade:
+        """The cascade with an equal share of the time that is left."""
+        share = max(0.0, self.deadline - time.monotonic()) / max(1, self.parts)
+        self.parts -= 1
+        return self.spec.model_copy(update={"shard_minutes": share / 60})
+
+
+def _count(asked: Property) -> int:
+    """How many parts `verify` makes of a property: those with one inequality together, else one for each of them."""
+    several = sum(len(d.rows) for d in asked.disjuncts if len(d.rows) > 1)
+    return several + any(len(d.rows) == 1 for d in asked.disjuncts)
+
+
+def _decide(steps: Sequence[Step], asked: Property, box: Box, disjuncts: Sequence[Disjunct], budget: _Budget) -> Answer:
     rows = torch.cat([d.rows for d in disjuncts])
     offsets = torch.cat([d.offsets for d in disjuncts])
     joint = len(disjuncts) == 1 and len(rows) > 1
+    choices = list(zip(torch.split(rows, 1), torch.split(offsets, 1), strict=True)) if joint else [(rows, offsets)]
     reason = ""
-    for chosen in range(len(rows)) if joint else [slice(None)]:
-        verdict = _one(steps, box, rows[chosen].view(-1, rows.shape[1]), offsets[chosen].view(-1), spec)
+    for number, chosen in enumerate(choices, 1):
+        verdict = _one(steps, box, *chosen, budget.next())
         if verdict.certified_by:
+            budget.parts -= len(choices) - number
             return Answer("unsat")
-        reason = verdict.reason or "a conjunction of inequalities is proved by one of them only"
+        own = verdict.reason or (_JOINT if joint else _CLOSE)
+        reason = reason or own.replace("the shard's time is over", "out of time")
         if verdict.point is not None:
             inputs = verdict.point.unsqueeze(0)
             outputs = forward(cast(steps, torch.float64), inputs)[0]
             if asked.violated_by(inputs.flatten(), outputs):
                 return Answer("sat", inputs.flatten(), outputs)
     return Answer("unknown", reason=reason)
+
+
+# Reasons for unknown where an inequality fails somewhere, though not for sure together with all others.
+_JOINT = "no inequality of a conjunction is proved by itself, and no point was found that meets all of them"
+_CLOSE = "a counterexample is one up to rounding only"
 
 
 def _one(steps: Sequence[Step], box: Box, rows: Tensor, offsets: Tensor, spec: Cascade) -> Verdict:
@@ -95,9 +133,8 @@ def _one(steps: Sequence[Step], box: Box, rows: Tensor, offsets: Tensor, spec: C
         record=lambda number, verdict: found.append(verdict),
         report=lambda line: None,
     )
-    if not found:
-        raise SabrError("no stage gave a verdict: the cascade has none that can")
-    return found[0]
+    (verdict,) = found
+    return verdict
 
 
 def _with_margins(steps: Sequence[Step], rows: Tensor, offsets: Tensor) -> list[Step]:
