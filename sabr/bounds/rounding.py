@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
+from sabr.bounds.dual import Cuts, Multipliers
 from sabr.bounds.interval import Centred
 from sabr.networks.steps import ConvolutionStep, LinearStep, ReLUStep, ScaleStep, Step, SumStep
 
@@ -46,8 +47,8 @@ def allowances(
     at_relus: list[Tensor] = []
     largest = torch.maximum(box.lower.abs(), box.upper.abs())
     error, size = _through(steps, torch.zeros_like(largest), largest, at_relus, relu_inputs)
-    gamma = _gamma(weight.shape[2] + 1, size)
-    objective = torch.einsum("nqh,nh->nq", weight.abs(), error + gamma * size) + gamma * constant.abs()
+    share = gamma(weight.shape[2] + 1, size)
+    objective = torch.einsum("nqh,nh->nq", weight.abs(), error + share * size) + share * constant.abs()
     return Allowances(at_relus, objective)
 
 
@@ -68,20 +69,48 @@ def _through(
             case SumStep():
                 paths = [_through(path, error, size, at_relus, relu_inputs) for path in step.paths]
                 size = torch.stack([s for _, s in paths]).sum(0)
-                error = torch.stack([e for e, _ in paths]).sum(0) + _gamma(len(paths), size) * size
+                error = torch.stack([e for e, _ in paths]).sum(0) + gamma(len(paths), size) * size
             case ConvolutionStep() | LinearStep():
-                gamma = _gamma(step.weight[0].numel() + 1, size)
+                share = gamma(step.weight[0].numel() + 1, size)
                 offset = step.bias.abs().view(-1, *[1] * (error.dim() - 2))
-                error = step.spread(error + gamma * size) + gamma * offset
+                error = step.spread(error + share * size) + share * offset
                 size = step.spread(size) + offset
             case ScaleStep():
-                gamma = _gamma(2, size)
-                error = step.spread(error + gamma * size) + gamma * step.shift.abs()
+                share = gamma(2, size)
+                error = step.spread(error + share * size) + share * step.shift.abs()
                 size = step.spread(size) + step.shift.abs()
             case _:
                 error, size = step.apply(error), step.apply(size)
     return error, size
 
 
-def _gamma(terms: int, like: Tensor) -> float:
+def multiplier_allowance(
+    multipliers: Multipliers, cuts: Sequence[Cuts | None] | None, allowances: Sequence[Tensor]
+) -> Tensor:
+    """What rounding may add to bounds (N, Q) by their multipliers, beyond the threshold, which knows of none.
+
+    A multiplier weighs its constraint, and with it what rounding may be off by in the ReLUs' inputs there.
+
+    Parameters
+    ----------
+    multipliers, cuts
+        As in `sabr.bounds.dual.backward`.
+    allowances
+        For each layer (N, U).
+    """
+    total = multipliers.alpha[0].new_zeros(multipliers.alpha[0].shape[:2])
+    for number, allowed in enumerate(allowances):
+        if multipliers.beta is not None:
+            total = total + torch.bmm(multipliers.beta[number], allowed.unsqueeze(2)).squeeze(2)
+        cut = None if cuts is None else cuts[number]
+        mu = None if multipliers.mu is None else multipliers.mu[number]
+        if cut is not None and mu is not None:
+            each = allowed.unsqueeze(1).expand(-1, cut.limit.shape[1], -1).gather(2, cut.members)
+            own = ((cut.y_weight.abs() + cut.z_weight.abs()) * each).sum(2) + gamma(2, allowed) * cut.limit.abs()
+            total = total + torch.bmm(mu, own.unsqueeze(2)).squeeze(2)
+    return total
+
+
+def gamma(terms: int, like: Tensor) -> float:
+    """What is allowed for a sum of so many products of a tensor's precision, in units of their absolute values."""
     return float(_DEVIATIONS * terms**0.5 * torch.finfo(like.dtype).eps / 2)

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.dual import Multipliers, Problem, backward
+from sabr.bounds.rounding import multiplier_allowance
 from sabr.certification import leaves
-from sabr.certification.subproblems import Bounded, Search, Subproblems, Task, bound_together, halves, lines_for, roots
+from sabr.certification.subproblems import (
+    Bounded,
+    Search,
+    Subproblems,
+    Task,
+    bound_together,
+    halves,
+    lines_for,
+    roots,
+)
 
 
 @dataclass
@@ -162,7 +172,10 @@ class _Run:
                 for values in (own.alpha, own.beta)
             )
             asked = problem._replace(objective=problem.objective[:, own.query])
-            result[chosen] = backward(asked, lines, Multipliers(alpha, beta)).lower[0] > threshold[own.query]
+            multipliers = Multipliers(alpha, beta)
+            slack = multiplier_allowance(multipliers, None, self._exact_allowances())
+            lower = backward(asked, lines, multipliers).lower - slack
+            result[chosen] = lower[0] > threshold[own.query]
         return result
 
     def _settle_leaf(self, own: Subproblems) -> bool:
@@ -171,7 +184,8 @@ class _Run:
         query = int(own.query)
         decided = torch.where(own.sign != 0, own.sign, torch.where(own.lower >= 0, 1, -1).to(torch.int8))
         asked = problem._replace(objective=problem.objective[:, own.query])
-        leaf = leaves.solve(asked, [s.unsqueeze(0) for s in torch.split(decided, self.task.sizes, 1)])
+        splits = [s.unsqueeze(0) for s in torch.split(decided, self.task.sizes, 1)]
+        leaf = leaves.solve(asked, splits, self._exact_allowances())
         if leaf.lower > float(threshold[query]):
             self.dropped[query] = min(float(self.dropped[query]), leaf.lower)
             return True
@@ -185,6 +199,11 @@ class _Run:
         if self.exact is None:
             self.exact = self.task.exactly()
         return self.exact
+
+    def _exact_allowances(self) -> list[Tensor]:
+        """The task's allowances for float64: they are proportional to the precision."""
+        ratio = torch.finfo(torch.float64).eps / torch.finfo(self.task.threshold.dtype).eps
+        return [allowed.double() * ratio for allowed in self.task.allowances]
 
 
 def _keep_to_memory(runs: Sequence[_Run], memory: int) -> None:

@@ -9,19 +9,20 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from sabr.bounds.dual import Lines, Multipliers, Problem, backward, lines_of, start_of
+from sabr.bounds.rounding import multiplier_allowance
 
 # Prices of leaving a split's half-space, in units of the objective's largest coefficient, tried one after another.
 _PRICES = (1e2, 1e4, 1e6)
 
 
 class Leaf(NamedTuple):
-    """A sound lower bound of the objective (-inf: none), and the point (D,) where the program is least."""
+    """A lower bound of the objective, sound up to the task's threshold (-inf: none), and the program's point (D,)."""
 
     lower: float
     point: Tensor
 
 
-def solve(problem: Problem, splits: Sequence[Tensor]) -> Leaf:
+def solve(problem: Problem, splits: Sequence[Tensor], allowances: Sequence[Tensor]) -> Leaf:
     """Minimise one objective where the sign of every unstable ReLU's input is given (HiGHS).
 
     What the solver says is not taken on trust: its multipliers go through `sabr.bounds.dual.backward`, whose bound is
@@ -33,6 +34,8 @@ def solve(problem: Problem, splits: Sequence[Tensor]) -> Leaf:
         One image, one query, in float64.
     splits
         For each layer (1, 1, U), 1 or -1.
+    allowances
+        For each layer (1, U): what rounding in float64 may be off by.
     """
     size = problem.box.lower.shape[1]
     # Each ReLU's input as a function of the network's input alone: columns (D + 1).
@@ -61,7 +64,8 @@ def solve(problem: Problem, splits: Sequence[Tensor]) -> Leaf:
         if not solved.success:
             continue
         multipliers = -np.asarray(solved.ineqlin.marginals) if count else np.zeros(0)
-        lower = float(backward(problem, lines, _multipliers(problem, lines, multipliers)).lower)
+        found = _multipliers(problem, lines, multipliers)
+        lower = float(backward(problem, lines, found).lower - multiplier_allowance(found, None, allowances))
         if lower > best.lower:
             best = Leaf(lower, torch.tensor(solved.x[:size], dtype=problem.objective.dtype))
         if lower > 0 or float(solved.x[size:].sum()) <= 1e-9:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sabr.bounds.boxes import Box
 from sabr.bounds.dual import Cuts, Lines, Multipliers, Problem, lines_of, relax, start_of
 from sabr.bounds.optimise import Optimised, optimise
+from sabr.bounds.rounding import multiplier_allowance
 from sabr.bounds.stacking import stack, stack_cuts, stack_queries
 from sabr.bounds.tighten import split_lines
 from sabr.certification.branching import Rule, active_constraints, babsr, filtered
@@ -91,7 +92,7 @@ class Subproblems(NamedTuple):
     lower, upper
         (S, U) bounds of the ReLUs' inputs.
     bound
-        (S,) sound lower bounds of the function.
+        (S,) lower bounds of the function, sound up to the task's threshold.
     """
 
     query: Tensor
@@ -195,9 +196,9 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
     ends = [Box(*e) for e in zip(layered([p.lower for p in parts]), layered([p.upper for p in parts]), strict=True)]
     target = stack_vectors([task.threshold[p.query] for task, p in zip(tasks, parts, strict=True)], -torch.inf)
     infeasible = torch.zeros_like(target, dtype=torch.bool)
+    allowed = [torch.cat(a) for a in zip(*_filled_allowances(tasks, problem), strict=True)]
     if settings.recompute and any(bool((s != 0).any()) for s in signs):
-        slack = [torch.cat(a) for a in zip(*_filled_allowances(tasks, problem), strict=True)]
-        lines, ends, infeasible = split_lines(problem, signs, ends, allowances=slack, memory=settings.memory)
+        lines, ends, infeasible = split_lines(problem, signs, ends, allowances=allowed, memory=settings.memory)
     else:
         lines = [relax(end.lower, end.upper, sign) for end, sign in zip(ends, signs, strict=True)]
     cuts = stack_cuts([t.cuts or [None] * len(t.sizes) for t in tasks]) if any(t.cuts for t in tasks) else None
@@ -216,6 +217,7 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
     )
     place = _places(problem, lines, found, cuts, target, settings)
     value = evaluate(problem, found.passed.point)
+    lower = found.passed.lower - multiplier_allowance(found.multipliers, cuts, allowed)
     results = []
     for number, part in enumerate(parts):
         count = len(part.query)
@@ -226,7 +228,7 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
             own(found.multipliers.beta or start.beta or [], number),
             own([end.lower for end in ends], number),
             own([end.upper for end in ends], number),
-            torch.maximum(found.passed.lower[number, :count], part.bound),
+            torch.maximum(lower[number, :count], part.bound),
         )
         results.append(
             Bounded(

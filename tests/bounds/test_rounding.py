@@ -3,16 +3,18 @@
 import pytest
 import torch
 from bounds.nets import Draws, outputs, random_case
+from bounds.tasks import pose, solved
 
 from sabr.bounds import rounding
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import condense
 from sabr.bounds.crown import backward_bound
-from sabr.bounds.dual import Multipliers, backward, bound, lines_of, start_of
+from sabr.bounds.dual import Cuts, Multipliers, backward, bound, lines_of, start_of
 from sabr.bounds.inner import crown_inputs
 from sabr.bounds.interval import margin_bounds, margin_rows, propagate
 from sabr.bounds.optimise import optimise
-from sabr.bounds.rounding import allowances
+from sabr.bounds.rounding import allowances, multiplier_allowance
+from sabr.certification.subproblems import Search, bound_together, roots
 from sabr.networks.steps import FlattenStep, ReLUStep, SumStep, cast, forward
 
 LABELS = torch.tensor([0])
@@ -171,3 +173,38 @@ def test_it_is_the_error_of_a_long_sum():
     value = forward(single, point)[:, :30]
     error = (value.double() - forward(steps, point.double())).abs()
     assert (error < allowed).all() and float(allowed.max()) < 1e-3 * float(value.min())
+
+
+def test_multipliers_add_what_their_constraints_may_be_off_by():
+    alpha = [torch.zeros(1, 2, 3), torch.zeros(1, 2, 2)]
+    beta = [torch.tensor([[[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 3.0], [0.0, 0.0]]])]
+    allowed = [torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.4, 0.5]])]
+    found = multiplier_allowance(Multipliers(alpha, beta), None, allowed)
+    torch.testing.assert_close(found, torch.tensor([[0.1 + 0.6 + 1.5, 0.0]]))
+    assert multiplier_allowance(Multipliers(alpha), None, allowed).tolist() == [[0.0, 0.0]]
+    cut = Cuts(
+        torch.tensor([[[2, 0]]]), torch.tensor([[[1.0, -2.0]]]), torch.tensor([[[0.0, 0.5]]]), torch.tensor([[4.0]])
+    )
+    mu = [torch.tensor([[[2.0], [0.0]]]), None]
+    found = multiplier_allowance(Multipliers(alpha, beta, mu), [cut, None], allowed)
+    expected = 2.2 + 2 * (0.3 + 2.5 * 0.1 + 16 * 2**0.5 * 2.0**-24 * 4)
+    torch.testing.assert_close(found, torch.tensor([[expected, 0.0]]))
+
+
+def test_bounds_of_subproblems_are_lowered_by_it():
+    # Large multipliers of splits: the bound is below the one without rounding by what they weigh.
+    case, optimum, _ = solved(0)
+    task = pose(case, optimum, 0.1).task
+    part = roots(task)
+    sign = torch.ones_like(part.sign)
+    part = part._replace(sign=sign, beta=torch.full_like(part.beta, 2.0))
+    settings = Search(1, 1e-30, "babsr", 1, False, 8, MEMORY)
+    [found] = bound_together([task], [part], settings)
+    beta = [b.unsqueeze(0) for b in torch.split(found.subproblems.beta, task.sizes, 1)]
+    splits = [s.unsqueeze(0) for s in torch.split(sign, task.sizes, 1)]
+    plain = backward(
+        task.problem, lines_of(task.problem, splits), Multipliers([torch.ones_like(b) for b in beta], beta)
+    )
+    expected = plain.lower[0] - 2.0 * float(sum(a.sum() for a in task.allowances))
+    torch.testing.assert_close(found.subproblems.bound, expected, rtol=1e-6, atol=1e-6)
+    assert float(sum(a.sum() for a in task.allowances)) > 1e-5

@@ -19,6 +19,10 @@ def problem_of(seed):
     return condense(hidden, case.box, weight[:, :1], constant[:, :1], bounds, memory=MEMORY)
 
 
+def none(problem):
+    return [torch.zeros_like(layer.lower) for layer in problem.layers]
+
+
 def splits_at(problem, point):
     """Each ReLU's sign at a point (D,)."""
     values, splits = torch.cat([point, torch.ones(1, dtype=torch.float64)]), []
@@ -54,7 +58,7 @@ def test_feasible_leaves_are_bounded_exactly(seed):
         splits = splits_at(problem, inside)
         status, value = program(problem, splits) if any(s.numel() for s in splits) else (0, None)
         assert status == 0
-        leaf = leaves.solve(problem, splits)
+        leaf = leaves.solve(problem, splits, none(problem))
         reached = float(evaluate(problem, leaf.point.view(1, 1, -1)))
         if value is not None:
             scale = 1e-7 * (1 + abs(value))
@@ -75,7 +79,7 @@ def test_leaves_without_points_are_proved():
             if not any(s.numel() for s in splits):
                 continue
             status, value = program(problem, splits)
-            leaf = leaves.solve(problem, splits)
+            leaf = leaves.solve(problem, splits, none(problem))
             if status == 2:
                 assert leaf.lower > 0
                 proved += 1
@@ -90,7 +94,7 @@ def test_without_unstable_relus_it_is_the_corner():
     problem = problem._replace(
         layers=[Layer(*(part[:, :0] for part in problem.layers[0]))], objective=problem.objective[..., : size + 1]
     )
-    leaf = leaves.solve(problem, [torch.zeros(1, 1, 0)])
+    leaf = leaves.solve(problem, [torch.zeros(1, 1, 0)], none(problem))
     row = problem.objective[0, 0]
     corner = torch.where(row[:size] > 0, problem.box.lower[0], problem.box.upper[0])
     assert leaf.lower == pytest.approx(float(row[:size] @ corner + row[size]), abs=1e-12)
@@ -103,7 +107,7 @@ def test_a_solver_that_fails_proves_nothing(monkeypatch):
     monkeypatch.setattr(leaves, "linprog", lambda *arguments, **options: Failed())
     problem = problem_of(0)
     inside = problem.box.lower[0]
-    leaf = leaves.solve(problem, splits_at(problem, inside))
+    leaf = leaves.solve(problem, splits_at(problem, inside), none(problem))
     assert leaf.lower == -float("inf") and torch.equal(leaf.point, inside)
 
 
@@ -123,4 +127,18 @@ def test_a_solver_that_is_wrong_cannot_prove_too_much(monkeypatch):
 
     monkeypatch.setattr(leaves, "linprog", wrong)
     for _ in range(10):
-        assert leaves.solve(problem, splits).lower <= float(evaluate(problem, inside.view(1, 1, -1))) + 1e-9
+        assert (
+            leaves.solve(problem, splits, none(problem)).lower <= float(evaluate(problem, inside.view(1, 1, -1))) + 1e-9
+        )
+
+
+def test_rounding_weighs_as_the_multipliers_do():
+    lowered = 0
+    for seed in range(10):
+        problem = problem_of(seed)
+        splits = splits_at(problem, (problem.box.lower + problem.box.upper)[0] / 2)
+        allowed = [torch.full_like(layer.lower, 1e-3) for layer in problem.layers]
+        free, own = leaves.solve(problem, splits, none(problem)), leaves.solve(problem, splits, allowed)
+        assert own.lower <= free.lower
+        lowered += own.lower < free.lower - 1e-6
+    assert lowered > 3
