@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabr.bounds.boxes import ball, small_box
+from sabr.bounds.boxes import Box, ball, outwards, small_box
 
 pixels = st.floats(0, 1, width=32)
 eps = st.floats(1e-4, 0.5)
@@ -68,3 +68,27 @@ def test_samples_lie_inside_and_follow_their_generator():
     two = box.sample(torch.Generator().manual_seed(1))
     assert torch.equal(one, two)
     assert (one >= box.lower).all() and (one <= box.upper).all()
+
+
+@given(st.lists(st.tuples(st.floats(-1e300, 1e300), st.floats(0, 1e300) | st.just(0.0)), min_size=1, max_size=20))
+def test_the_box_in_float32_is_the_smallest_around_the_one_in_float64(ends):
+    low, width = torch.tensor(ends, dtype=torch.float64).t()
+    exact = Box(low, low + width)
+    found = outwards(exact)
+    assert found.lower.dtype == found.upper.dtype == torch.float32
+    assert (found.lower.double() <= exact.lower).all() and (found.upper.double() >= exact.upper).all()
+    # One float32 number further in, either end would cut something off.
+    further = Box(
+        *(
+            torch.nextafter(end, torch.full_like(end, by))
+            for end, by in zip(found, (torch.inf, -torch.inf), strict=True)
+        )
+    )
+    assert (further.lower.double() > exact.lower).all() and (further.upper.double() < exact.upper).all()
+
+
+@given(st.lists(pixels | st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20))
+def test_what_float32_holds_stays_as_it_is(values):
+    points = torch.tensor(values, dtype=torch.float32)
+    found = outwards(Box(points.double(), points.double()))
+    assert torch.equal(found.lower, points) and torch.equal(found.upper, points)

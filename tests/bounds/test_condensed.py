@@ -253,11 +253,11 @@ def test_memory_is_kept_to():
     relu_inputs, rows = propagate(steps[:-1], box).relu_inputs, margin_rows(steps[-1], LABELS)
     whole = condense(steps[:-1], box, *rows, relu_inputs, memory=MEMORY)
     held = sum(layer.rows.numel() * 8 for layer in whole.layers)
-    pieces = condense(steps[:-1], box, *rows, relu_inputs, memory=held)
+    pieces = condense(steps[:-1], box, *rows, relu_inputs, memory=2 * held)
     for one, other in zip(pieces.layers, whole.layers, strict=True):
         torch.testing.assert_close(one.rows, other.rows, rtol=0, atol=1e-12)
     with pytest.raises(TooLarge, match="unstable ReLUs in layer 3 of 3 images"):
-        condense(steps[:-1], box, *rows, relu_inputs, memory=held - 1)
+        condense(steps[:-1], box, *rows, relu_inputs, memory=2 * held - 1)
 
 
 def test_only_known_steps_have_a_linear_form():

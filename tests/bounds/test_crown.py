@@ -159,6 +159,15 @@ def test_rows_of_the_caller_are_bounded_too(random_steps):
     torch.testing.assert_close(torch.cat(single, 1), crown_margins(steps, box, relu_inputs, labels))
 
 
+def test_little_memory_changes_nothing(small_network):
+    _, steps = small_network("cifar10")
+    region, labels = ball(torch.rand(3, 3, 32, 32), 0.02), torch.tensor([0, 2, 9])
+    relu_inputs = bounds_at_relus(steps, region)
+    whole = crown_margins(steps, region, relu_inputs, labels)
+    for memory in (1, 3_000_000):
+        torch.testing.assert_close(crown_margins(steps, region, relu_inputs, labels, memory=memory), whole)
+
+
 def test_networks_without_a_linear_end_are_refused():
     with pytest.raises(TypeError, match="ReLUStep"):
         crown_margins([ReLUStep()], Box(torch.zeros(1, 2), torch.ones(1, 2)), [], torch.tensor([0]))
