@@ -81,7 +81,7 @@ def test_other_datasets_and_runs_are_refused(sabr_command, tmp_path, model, mnis
     other = row.certification.attack_spec.model_dump(mode="json") | {"dataset": "cifar10"}
     (tmp_path / "other.json").write_text(json.dumps(other))
     done = sabr_command("attack", path, "--spec", tmp_path / "other.json", "-o", tmp_path / "a.csv")
-    refused(done, "was trained on mnist, but cifar10 is to be attacked")
+    refused(done, "was trained on mnist, but the specification is about cifar10")
 
     attacked = tmp_path / "attacked.csv"
     done = sabr_command("attack", path, "--spec", attack, "-o", attacked, "--data", mnist_folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sabr.config import read_yaml, resolve
+from sabr.config import read_cascade, read_yaml, resolve
 from sabr.errors import SabrError
 from sabr.specs import parse_eps
 
@@ -225,6 +225,43 @@ def test_broken_yaml_is_told(tmp_path):
     path.write_text("- 1")
     with pytest.raises(SabrError, match="must hold keys and values"):
         read_yaml(path)
+
+
+def test_the_cascade_of_a_property_takes_another_time_limit():
+    path = CONFIG / "verify.yaml"
+    own, other = read_cascade(path, seconds=None), read_cascade(path, seconds=3)
+    assert own.shard_minutes is None and own.complete.seconds == read_yaml(path)["complete"]["seconds"]
+    assert other.complete.seconds == 3 and other.shard_minutes == 3 / 60
+    assert other.model_copy(update={"complete": own.complete, "shard_minutes": None}) == own
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sead": 1}, "sead: unknown key; allowed: engine, stages, "),
+        ({"stages": ["interval", "guess"]}, "stages.1: 'guess' is not allowed"),
+        ({"stages": []}, "stages: "),
+        ({"stages": ["crown", "crown"]}, "stages must be given once each"),
+        ({"complete": {"seconds": 60}}, "complete.inner_iterations: this key is missing"),
+        ({"complete": 60}, "complete: 60 is not allowed"),
+        ({"complete": None}, "complete: None is not allowed"),
+        ({"engine": None}, "engine: None is not allowed"),
+    ],
+)
+@pytest.mark.parametrize("seconds", [None, 5.0])
+def test_mistakes_in_a_cascade_are_told_in_one_sentence(tmp_path, changes, told, seconds):
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(read_yaml(CONFIG / "verify.yaml") | changes))
+    with pytest.raises(SabrError) as error:
+        read_cascade(path, seconds=seconds)
+    assert str(error.value).startswith(f"{path}: ") and told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_time_limit_must_be_a_time(seconds):
+    with pytest.raises(SabrError, match="seconds: .* is not allowed"):
+        read_cascade(CONFIG / "verify.yaml", seconds=seconds)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), (0.1, 0.1), ("0.3", 0.3), (1, 1.0)])

@@ -202,7 +202,7 @@ def _network(model: Path, asked: Attacked, folder: Path, device: torch.device) -
     """Read a network, and what results on it must say of where they come from."""
     network, sidecar = checkpoints.load(model)
     if sidecar["dataset"] != asked.dataset:
-        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but {asked.dataset} is to be attacked")
+        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but the specification is about {asked.dataset}")
     data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test" if asked.validation_images is None else "train")
     with torch.no_grad():
         steps = folded_steps(network.to(device))
