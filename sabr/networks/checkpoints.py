@@ -26,7 +26,14 @@ def save(network: Network, path: Path, *, architecture: str, dataset: str, about
         Names that `load` builds the network from.
     about
         What else the sidecar says: specification, provenance, history...
+
+    Raises
+    ------
+    SabrError
+        When it has another name or cannot be written.
     """
+    if path.suffix != ".pt":
+        raise SabrError(f"{path}: a checkpoint's name must end in .pt; what it is goes into a .json of the same name")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
         save_tensors(state, temporary)
