@@ -1,12 +1,15 @@
 """Verdicts and seconds of `sabr verify` beside those of neuralsat 0.2.17, on the same exported instances.
 
-    sabr export MODEL --spec certification.json --output instances
+    sabr export MODEL --spec certification.json --output instances --first 0 --last 100
 
     python -m venv neuralsat
     neuralsat/bin/pip install --no-deps neuralsat==0.2.17
     neuralsat/bin/pip install beartype gurobipy onnx onnxruntime onnxsim rich sortedcontainers torch torchvision tqdm
 
     python benchmarks/neuralsat.py instances --python neuralsat/bin/python --output comparison.csv
+
+all from the repository's folder, where `sabr verify` finds config/verify.yaml. To compare on a few images, delete the
+lines of the others from instances.csv.
 
 neuralsat wants an environment of its own: it is installed as a package named `src`, brings its own copy of auto_LiRPA,
 and pins versions that it does not need (so --no-deps). It imports Gurobi; the licence that `gurobipy` brings is limited
