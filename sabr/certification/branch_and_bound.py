@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sabr.bounds.dual import Multipliers, Problem, backward
+from sabr.bounds.dual import Cuts, Multipliers, Problem, backward
 from sabr.bounds.rounding import multiplier_allowance
 from sabr.certification import leaves
 from sabr.certification.subproblems import (
@@ -96,6 +96,7 @@ class _Run:
     task: Task
     waiting: list[tuple[float, int, Subproblems, int]] = field(default_factory=list)
     begun: bool = False
+    tied: bool = False
 
     def __post_init__(self) -> None:
         queries = self.task.problem.objective.shape[1]
@@ -137,8 +138,10 @@ class _Run:
             place, own = int(bounded.place[index]), part.take(torch.tensor([index]))
             if place >= 0:
                 heapq.heappush(self.waiting, (float(own.bound), next(self.counter), own, place))
-            elif not self._settle_leaf(own):
-                return
+            else:
+                self._settle_leaf(own)
+                if self.outcome.point is not None:
+                    return
         self._note()
 
     def charge(self, seconds: float) -> None:
@@ -157,7 +160,8 @@ class _Run:
             lower[query] = min(float(lower[query]), bound)
         self.outcome.lower = lower
         if not self.waiting:
-            self.outcome.proved = True
+            self.outcome.proved = not self.tied
+            self.outcome.reason = "a tie: a margin is 0 up to rounding" if self.tied else ""
 
     def _proved_exactly(self, part: Subproblems, close: Tensor) -> Tensor:
         """Which of the subproblems with bounds too close to 0 are proved in float64, by the same multipliers."""
@@ -165,21 +169,22 @@ class _Run:
         chosen = torch.nonzero(close).flatten()
         if len(chosen):
             problem, threshold = self._exactly()
-            own = part.take(chosen)
-            lines = lines_for(problem, own, self.task.sizes)
-            alpha, beta = (
-                [p.unsqueeze(0).double() for p in torch.split(values, self.task.sizes, 1)]
-                for values in (own.alpha, own.beta)
-            )
+            own, task = part.take(chosen), self.task
+            lines = lines_for(problem, own, task.sizes)
+            alpha, beta = (_by_layer(values, task.sizes) for values in (own.alpha, own.beta))
+            cuts = None if task.cuts is None else [None if c is None else _doubled(c) for c in task.cuts]
+            mu: list[Tensor | None] = []
+            for cut, values in zip(cuts or [], _by_layer(own.mu, task.cut_sizes), strict=False):
+                mu.append(None if cut is None else values)
+            multipliers = Multipliers(alpha, beta, None if cuts is None else mu)
             asked = problem._replace(objective=problem.objective[:, own.query])
-            multipliers = Multipliers(alpha, beta)
-            slack = multiplier_allowance(multipliers, None, self._exact_allowances())
-            lower = backward(asked, lines, multipliers).lower - slack
+            slack = multiplier_allowance(multipliers, cuts, self._exact_allowances())
+            lower = backward(asked, lines, multipliers, cuts).lower - slack
             result[chosen] = lower[0] > threshold[own.query]
         return result
 
-    def _settle_leaf(self, own: Subproblems) -> bool:
-        """Decide a subproblem whose ReLUs are all stable or split; False if the image is decided or given up by it."""
+    def _settle_leaf(self, own: Subproblems) -> None:
+        """Decide a subproblem whose ReLUs are all stable or split; after a tie others may still refute the image."""
         problem, threshold = self._exactly()
         query = int(own.query)
         decided = torch.where(own.sign != 0, own.sign, torch.where(own.lower >= 0, 1, -1).to(torch.int8))
@@ -188,12 +193,11 @@ class _Run:
         leaf = leaves.solve(asked, splits, self._exact_allowances())
         if leaf.lower > float(threshold[query]):
             self.dropped[query] = min(float(self.dropped[query]), leaf.lower)
-            return True
-        if self.task.refutes(leaf.point):
+        elif self.task.refutes(leaf.point):
             self.outcome.point = leaf.point
         else:
-            self.give_up("a tie: a margin is 0 up to rounding")
-        return False
+            self.dropped[query] = min(float(self.dropped[query]), float(own.bound))
+            self.tied = True
 
     def _exactly(self) -> tuple[Problem, Tensor]:
         if self.exact is None:
@@ -204,6 +208,15 @@ class _Run:
         """The task's allowances for float64: they are proportional to the precision."""
         ratio = torch.finfo(torch.float64).eps / torch.finfo(self.task.threshold.dtype).eps
         return [allowed.double() * ratio for allowed in self.task.allowances]
+
+
+def _by_layer(values: Tensor, sizes: list[int]) -> list[Tensor]:
+    """(S, all layers') as (1, S, own) for each layer, in float64."""
+    return [part.unsqueeze(0).double() for part in torch.split(values, sizes, 1)]
+
+
+def _doubled(cut: Cuts) -> Cuts:
+    return Cuts(cut.members, cut.y_weight.double(), cut.z_weight.double(), cut.limit.double())
 
 
 def _keep_to_memory(runs: Sequence[_Run], memory: int) -> None:

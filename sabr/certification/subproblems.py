@@ -77,6 +77,11 @@ class Task:
         """Unstable ReLUs of each layer; U is their sum."""
         return [layer.lower.shape[1] for layer in self.problem.layers]
 
+    @property
+    def cut_sizes(self) -> list[int]:
+        """Constraints of each layer; C is their sum."""
+        return [0] * len(self.sizes) if self.cuts is None else [0 if c is None else c.limit.shape[1] for c in self.cuts]
+
 
 class Subproblems(NamedTuple):
     """S subproblems of one image.
@@ -87,8 +92,8 @@ class Subproblems(NamedTuple):
         (S,) which function.
     sign
         (S, U) int8, splits: 1 for y >= 0, -1 for y <= 0, 0 for neither.
-    alpha, beta
-        (S, U) multipliers; alpha NaN: not known yet.
+    alpha, beta, mu
+        (S, U) and (S, C) multipliers, C cuts of all layers; alpha NaN: not known yet.
     lower, upper
         (S, U) bounds of the ReLUs' inputs.
     bound
@@ -99,6 +104,7 @@ class Subproblems(NamedTuple):
     sign: Tensor
     alpha: Tensor
     beta: Tensor
+    mu: Tensor
     lower: Tensor
     upper: Tensor
     bound: Tensor
@@ -145,6 +151,7 @@ def roots(task: Task) -> Subproblems:
         like.new_zeros(queries, total, dtype=torch.int8),
         like.new_full((queries, total), torch.nan),
         like.new_zeros(queries, total),
+        like.new_zeros(queries, sum(task.cut_sizes)),
         lower,
         upper,
         like.new_full((queries,), -torch.inf),
@@ -205,7 +212,14 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
     start = start_of(problem, lines, cuts)
     inherited = layered([p.alpha for p in parts])
     alpha = [torch.where(i.isnan(), a, i) for i, a in zip(inherited, start.alpha, strict=True)]
-    start = Multipliers(alpha, layered([p.beta for p in parts]), start.mu)
+    mu: list[Tensor | None] | None = None
+    if cuts is not None:
+        own_cuts = [
+            [m.unsqueeze(0) for m in torch.split(part.mu, task.cut_sizes, 1)]
+            for task, part in zip(tasks, parts, strict=True)
+        ]
+        mu = [None if cut is None else m for cut, m in zip(cuts, stack_queries(own_cuts), strict=True)]
+    start = Multipliers(alpha, layered([p.beta for p in parts]), mu)
     found = optimise(
         problem,
         lines,
@@ -226,6 +240,7 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
             part.sign,
             own(found.multipliers.alpha, number),
             own(found.multipliers.beta or start.beta or [], number),
+            _own_cuts(found.multipliers.mu, number, count, tasks[number].cut_sizes, like=part.mu),
             own([end.lower for end in ends], number),
             own([end.upper for end in ends], number),
             torch.maximum(lower[number, :count], part.bound),
@@ -254,6 +269,14 @@ def stack_vectors(vectors: Sequence[Tensor], value: float) -> Tensor:
     """(N, S) of vectors (s,), filled up with a value."""
     size = max(len(v) for v in vectors)
     return torch.stack([F.pad(v, [0, size - len(v)], value=value) for v in vectors])
+
+
+def _own_cuts(
+    mu: Sequence[Tensor | None] | None, number: int, count: int, sizes: Sequence[int], *, like: Tensor
+) -> Tensor:
+    """One image's multipliers of cuts, (S, C), out of all images' ones for each layer."""
+    parts = [m[number, :count, :size] for m, size in zip(mu or [], sizes, strict=False) if m is not None]
+    return torch.cat(parts, 1) if parts else like
 
 
 def _filled_allowances(tasks: Sequence[Task], problem: Problem) -> list[list[Tensor]]:
