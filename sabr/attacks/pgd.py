@@ -1,6 +1,6 @@
 """Projected gradient descent: points of a box that a network gets wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,21 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.interval import margins
 from sabr.networks.steps import Step, linearise
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per sample, (N,)."""
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The largest wrong logit minus the right one, (N,): positive where the sample is misclassified."""
-    return -margins(logits, labels).amin(1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "margin": negative_margin}
 
 
 class Attacked(NamedTuple):
@@ -39,10 +30,9 @@ def pgd(
     *,
     start: Tensor,
     step_sizes: Sequence[float],
-    loss: str = "cross_entropy",
     stop_early: bool = True,
 ) -> Attacked:
-    """Ascend the loss by signed gradient steps inside a box (the authors' training attack; paper, appendix C).
+    """Ascend the cross-entropy by signed gradient steps inside a box (the authors' training attack; paper, appendix C).
 
     The start is evaluated as it is, in the box or not; every later iterate is projected onto the box. An estimate: that
     no point is found proves nothing.
@@ -59,8 +49,6 @@ def pgd(
         (N, ...) first iterates.
     step_sizes
         One number per step, in units of the largest radius in `region`.
-    loss
-        A name in `LOSSES`.
     stop_early
         Stop once every sample has been misclassified at some iterate.
 
@@ -79,7 +67,7 @@ def pgd(
         logits, pull = linearise(steps, points)
         with torch.enable_grad():
             logits.requires_grad_(size is not None)
-            losses = LOSSES[loss](logits, labels)
+            losses = cross_entropy(logits, labels)
         better = logits.detach().argmax(1) != labels
         misclassified |= better
         if size is not None:  # as the authors do: the last iterate counts only where it is misclassified
@@ -109,44 +97,6 @@ def training_attack(
     noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) - 0.5
     start = images + noise * (region.upper - region.lower)
     return pgd(steps, region, labels, start=start, step_sizes=step_sizes).points
-
-
-def strong_attack(
-    steps: Sequence[Step],
-    region: Box,
-    labels: Tensor,
-    *,
-    step_sizes: Sequence[float],
-    restarts: int,
-    loss: str,
-    generator: torch.Generator,
-) -> Attacked:
-    """PGD with uniform random starts in the box, repeated on the samples that still resist.
-
-    Returns
-    -------
-    Attacked
-        Points of `region` only; for a sample that resists, the worst point of the first restart.
-    """
-    result: Attacked | None = None
-    for _ in range(restarts):
-        open_ = torch.arange(len(labels), device=labels.device)
-        if result is not None:
-            open_ = torch.nonzero(~result.misclassified).squeeze(1)
-        if len(open_) == 0:
-            break
-        start = region.sample(generator)[open_]
-        part = Box(region.lower[open_], region.upper[open_])
-        found = pgd(steps, part, labels[open_], start=start, step_sizes=step_sizes, loss=loss)
-        if result is None:
-            result = found
-        else:
-            hit = open_[found.misclassified]
-            result.points[hit] = found.points[found.misclassified]
-            result.misclassified[hit] = True
-    if result is None:
-        raise ValueError("an attack needs at least one restart")
-    return result
 
 
 def _along(mask: Tensor, points: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ def allowances(
     A sum of n rounded products is off by at most gamma(n) times the sum of their absolute values; gamma(n) is n u in
     the worst case (u: half a unit in the last place of 1), and k sqrt(n) u with probability 1 - 2 exp(-k^2 / 2) when
     roundings are independent (Higham and Mary 2019, theorem 2.4). Here k = 16 is used: 8 for the values and 8 for the
-    coefficients of linear bounds, whose errors are of the same form. Errors of one layer go through the next as a box
-    of that radius would, |W| e; slopes are at most 1 and offsets at most the values that they stand for.
+    coefficients of linear bounds, whose errors are of the same form. Products below the least normal number are off by
+    it at most. Errors of one layer go through the next as a box of that radius would, |W| e; slopes are at most 1 and
+    offsets at most the values that they stand for.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ def allowances(
     error, size = _through(steps, torch.zeros_like(largest), largest, at_relus, relu_inputs)
     share = gamma(weight.shape[2] + 1, size)
     objective = torch.einsum("nqh,nh->nq", weight.abs(), error + share * size) + share * constant.abs()
+    objective = objective + underflow(weight.shape[2], size)
     return Allowances(at_relus, objective)
 
 
@@ -73,11 +75,11 @@ def _through(
             case ConvolutionStep() | LinearStep():
                 share = gamma(step.weight[0].numel() + 1, size)
                 offset = step.bias.abs().view(-1, *[1] * (error.dim() - 2))
-                error = step.spread(error + share * size) + share * offset
+                error = step.spread(error + share * size) + share * offset + underflow(step.weight[0].numel(), size)
                 size = step.spread(size) + offset
             case ScaleStep():
                 share = gamma(2, size)
-                error = step.spread(error + share * size) + share * step.shift.abs()
+                error = step.spread(error + share * size) + share * step.shift.abs() + underflow(1, size)
                 size = step.spread(size) + step.shift.abs()
             case _:
                 error, size = step.apply(error), step.apply(size)
@@ -109,6 +111,11 @@ def multiplier_allowance(
             own = ((cut.y_weight.abs() + cut.z_weight.abs()) * each).sum(2) + gamma(2, allowed) * cut.limit.abs()
             total = total + torch.bmm(mu, own.unsqueeze(2)).squeeze(2)
     return total
+
+
+def underflow(terms: int, like: Tensor) -> float:
+    """What so many products may lose that are too small for a tensor's precision: its least normal number each."""
+    return float(terms * torch.finfo(like.dtype).tiny)
 
 
 def gamma(terms: int, like: Tensor) -> float:

@@ -103,7 +103,15 @@ def table(attacked: pd.DataFrame, verdicts: Mapping[int, Verdict]) -> pd.DataFra
 
 
 def write(table: pd.DataFrame, path: Path, about: dict[str, Any]) -> None:
-    """Write a table as CSV and, last, its sidecar with suffix .json, which knows the table's checksum."""
+    """Write a table as CSV and, last, its sidecar with suffix .json, which knows the table's checksum.
+
+    Raises
+    ------
+    SabrError
+        When the table's name ends in .json or .pt, which are its companions', or the place cannot be written to.
+    """
+    if path.suffix in (".json", ".pt"):
+        raise SabrError(f"{path}: a table of verdicts needs another name, such as {path.with_suffix('.csv').name}")
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False)
     write_json(path.with_suffix(".json"), {**about, "sha256": checksum(path)})

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from bounds.milp import exact_minimum
+from attacks.cases import STEPS, hard_instance, linear, random_net, seeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,57 +11,12 @@ from sabr.attacks import search as module
 from sabr.attacks.losses import diversity
 from sabr.attacks.search import MN_BAB, Move, Round, climb, confirm, polish, rows_within, search, uniform_starts
 from sabr.bounds.boxes import Box, ball
-from sabr.bounds.interval import margins, other_classes
+from sabr.bounds.interval import margins
 from sabr.networks.steps import LinearStep, ReLUStep, SumStep, cast, forward
 
-STEPS = (*[0.5] * 4, *[0.1] * 4, 0.02)
 QUICK = Round("margin", "largest", starts=1, diversify=(), step_sizes=STEPS)
 STRONG = tuple(Round(loss, "each", starts=6, diversify=(1.0,) * 3, step_sizes=STEPS) for loss in ("margin", "gama"))
 ALL = (*STRONG, QUICK, replace(QUICK, loss="cross_entropy", starts=2))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def linear():
-    """Three classes; of two inputs, logit_0 - logit_1 = x_1 - 0.5 and logit_0 - logit_2 = x_2 - 0.5."""
-    return [LinearStep(torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]), torch.tensor([-0.5, 0.0, 0.0]))]
-
-
-def random_net(seed, widths):
-    generator = seeded(seed)
-    steps = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
-        weight = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
-        steps += [LinearStep(weight, torch.randn(fan_out, generator=generator, dtype=torch.float64)), ReLUStep()]
-    return steps[:-1]
-
-
-def hard_instance(seed, widths=(6, 10, 8, 4), slack=0.02):
-    """A network that is wrong in a small part of a box only.
-
-    The bias of the label is moved so that the least margin over the box is -slack times the distance from the margin
-    at the centre. Gives the network, one that is right in all the box by as much, box, labels, and the worst point.
-    """
-    steps = random_net(seed, widths)
-    centre = torch.rand(1, widths[0], generator=seeded(seed), dtype=torch.float64)
-    box = Box(centre - 0.25, centre + 0.25)
-    labels = forward(steps, centre).argmax(1)
-    solved = []
-    for other in other_classes(labels, widths[-1])[0].tolist():
-        row = torch.zeros(widths[-1], dtype=torch.float64)
-        row[labels], row[other] = 1, -1
-        solved.append(exact_minimum(steps, box, row))
-    least, worst = min(solved, key=lambda value_and_point: value_and_point[0])
-    distance = float(margins(forward(steps, centre), labels).amin()) - least
-
-    def moved(by):
-        shift = torch.zeros(widths[-1], dtype=torch.float64)
-        shift[labels] = by * distance - least
-        return [*steps[:-1], replace(steps[-1], bias=steps[-1].bias + shift)]
-
-    return moved(-slack), moved(slack), box, labels, box.clamp(worst)
 
 
 def test_it_finds_what_an_exact_solver_says_is_there():
@@ -334,94 +289,6 @@ def test_an_image_leaves_at_the_step_that_refutes_it(monkeypatch):
     search(linear(), ball(images, 0.1), torch.tensor([0, 0]), rounds=rounds, generator=seeded(0), rows=6)
     # The centres; the starts; after the first step; after the second, which refutes one; after the third.
     assert passes == [2, 2, 2, 2, 1]
-
-
-class TestConfirm:
-    unit = 2.0**-23
-
-    def near_tie(self):
-        """Logits 1 + 0.8 u and 1 + 0.6 u at (1, 1); in float32 the first loses both 0.4 u, the second rounds up."""
-        u = self.unit
-        return [
-            LinearStep(torch.tensor([[1, 0.4 * u], [0, 1], [1, 0]]), torch.zeros(3)),
-            ReLUStep(),
-            LinearStep(torch.tensor([[1, 0.4 * u, 0], [0, 0.6 * u, 1]]), torch.zeros(2)),
-        ]
-
-    def test_it_rejects_what_only_float32_gets_wrong(self):
-        images, labels = torch.ones(1, 2), torch.tensor([0])
-        region = Box(images, images)
-        attacked = search(self.near_tie(), region, labels, rounds=[QUICK], generator=seeded(), rows=1)
-        assert attacked.misclassified
-        steps64 = cast(self.near_tie(), torch.float64)
-        exact = Box(images.double(), images.double())
-        assert not confirm(partial(forward, steps64), exact, attacked.points, labels)
-        assert confirm(partial(forward, steps64), exact, attacked.points, torch.tensor([1]))
-
-    def test_points_are_moved_into_the_exact_region(self):
-        # The float32 ball reaches a little too far, and only there the image is misclassified.
-        image, labels = torch.tensor([[0.6, 0.9]]), torch.tensor([0])
-        exact = ball(image.double(), 0.1)
-        bias = -float(exact.lower[0, 0]) + 1e-9
-        bias64 = torch.tensor([bias, 0], dtype=torch.float64)
-        steps64 = [LinearStep(torch.tensor([[1.0, 0], [0, 0]], dtype=torch.float64), bias64)]
-        outside = exact.lower - 1e-8
-        assert forward(steps64, outside).argmax(1) == 1
-        assert not confirm(partial(forward, steps64), exact, outside, labels)
-
-    def test_ties_and_what_is_no_number_refute_nothing(self):
-        region = Box(torch.zeros(3, 2).double(), torch.ones(3, 2).double())
-        logits = torch.tensor([[1.0, 1.0], [torch.nan, 1.0], [1.0, 1.0 + 1e-15]]).double()
-        logits[2, 1] = torch.nextafter(logits[2, 0], torch.tensor(2.0).double())
-        found = confirm(lambda _: logits, region, torch.zeros(3, 2), torch.tensor([0, 0, 0]))
-        assert found.tolist() == [False, False, True]
-
-    def test_float32_is_refused(self):
-        points, labels = torch.zeros(1, 2), torch.tensor([0])
-        with pytest.raises(TypeError, match="the region is torch.float32"):
-            confirm(lambda points: points, Box(points, points), points, labels)
-        exact = Box(points.double(), points.double())
-        with pytest.raises(TypeError, match="the network is torch.float32"):
-            confirm(lambda points: points.float(), exact, points, labels)
-
-
-class TestPolish:
-    def test_the_start_counts_and_no_steps_are_needed(self):
-        start = torch.tensor([[0.45, 0.9], [0.6, 0.6]])
-        region = Box(torch.zeros(2, 2), torch.ones(2, 2))
-        found = polish(linear(), region, torch.tensor([0, 0]), start=start, step_sizes=[])
-        assert found.misclassified.tolist() == [True, False]
-        assert torch.equal(found.points, start)
-
-    def test_the_best_iterate_is_kept(self):
-        # logit_1 - logit_0 = 2 relu(x) - 2 relu(2 x - 1) - 2 has its top at 1/2; a step of 1/2 overshoots it.
-        hidden = LinearStep(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, -1.0]))
-        steps = [hidden, ReLUStep(), LinearStep(torch.tensor([[0.0, 0.0], [2.0, -2.0]]), torch.tensor([0.0, -2.0]))]
-        region = Box(torch.zeros(1, 1), torch.ones(1, 1))
-        found = polish(steps, region, torch.tensor([0]), start=torch.tensor([[0.4]]), step_sizes=[1.0])
-        assert found.points.tolist() == [[pytest.approx(0.4)]]
-        found = polish(steps, region, torch.tensor([0]), start=torch.tensor([[0.4]]), step_sizes=[0.2, 1.0])
-        assert found.points.tolist() == [[pytest.approx(0.5)]] and not found.misclassified
-
-    def test_it_never_gets_worse_and_several_rows_of_an_image_are_apart(self, small_network):
-        _, steps = small_network()
-        images = torch.rand(3, 1, 28, 28, generator=seeded()).repeat_interleave(4, 0)
-        labels = forward(steps, images).argmax(1)
-        region = ball(images, 0.02)
-        start = region.sample(seeded())
-        found = polish(steps, region, labels, start=start, step_sizes=[0.5, 0.2])
-        before = margins(forward(steps, start), labels).amin(1)
-        after = margins(forward(steps, found.points), labels).amin(1)
-        assert (after <= before + 1e-6).all() and after.mean() < before.mean() - 1e-3
-        alone = polish(
-            steps, Box(region.lower[5:6], region.upper[5:6]), labels[5:6], start=start[5:6], step_sizes=[0.5, 0.2]
-        )
-        torch.testing.assert_close(alone.points, found.points[5:6])
-
-    def test_no_rows(self):
-        nothing = torch.zeros(0, 2)
-        found = polish(linear(), Box(nothing, nothing), torch.zeros(0, dtype=torch.long), start=nothing, step_sizes=[1])
-        assert found.points.shape == (0, 2) and found.misclassified.shape == (0,)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

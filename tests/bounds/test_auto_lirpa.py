@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sabr.attacks.pgd import strong_attack
+from sabr.attacks.search import Round, search
 from sabr.bounds.auto_lirpa import METHODS, BoundedNetwork, _InclusiveClamp
 from sabr.bounds.boxes import ball
 from sabr.bounds.interval import margin_bounds, margins
@@ -27,14 +27,13 @@ def test_intervals_are_ours(case):
 
 def test_sound_against_attacks_and_samples(case):
     steps, region, labels, engine = case
-    found = strong_attack(
+    found = search(
         steps,
         region,
         labels,
-        step_sizes=[0.25] * 10 + [0.02] * 5,
-        restarts=3,
-        loss="margin",
+        rounds=[Round("margin", "largest", 3, (), (0.25,) * 10 + (0.02,) * 5)],
         generator=torch.Generator().manual_seed(0),
+        rows=100,
     )
     reached = margins(forward(steps, found.points), labels)
     for seed in range(20):

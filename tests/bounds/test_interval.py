@@ -3,7 +3,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sabr.attacks.pgd import strong_attack
+from sabr.attacks.search import Round, search
 from sabr.bounds.boxes import Box, ball
 from sabr.bounds.interval import margin_bounds, margins, propagate
 from sabr.networks.steps import LinearStep, ReLUStep, ScaleStep, forward
@@ -67,9 +67,8 @@ def test_attacked_images_never_leave_their_margin_bounds(small_network, dataset)
     labels = forward(steps, images).argmax(1)
     region = ball(images, 0.02)
     lower = margin_bounds(steps, region, labels).lower
-    found = strong_attack(
-        steps, region, labels, step_sizes=[0.25] * 10, restarts=3, loss="margin", generator=torch.Generator()
-    )
+    rounds = [Round("margin", "largest", 3, (), (0.25,) * 10)]
+    found = search(steps, region, labels, rounds=rounds, generator=torch.Generator(), rows=100)
     reached = margins(forward(steps, found.points), labels)
     assert (reached >= lower - 1e-4).all()
 
