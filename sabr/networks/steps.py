@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +73,28 @@ class LinearStep:
 
     def spread(self, radius: Tensor) -> Tensor:
         """|W| r."""
-        return F.linear(radius, self.weight.abs())
+        return _AbsoluteLinear.apply(radius, self.weight)  # type: ignore[no-any-return]
 
     def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
         return gradient @ self.weight
+
+
+class _AbsoluteLinear(torch.autograd.Function):
+    """|W| r, whose gradient for W is made in place."""
+
+    @staticmethod
+    def forward(ctx: Any, radius: Tensor, weight: Tensor) -> Tensor:
+        absolute = weight.abs()
+        ctx.save_for_backward(radius, weight, absolute)
+        return F.linear(radius, absolute)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        radius, weight, absolute = ctx.saved_tensors
+        towards_radius = gradients[0] @ absolute if ctx.needs_input_grad[0] else None
+        towards_weight = (gradients[0].t() @ radius).mul_(weight.sign()) if ctx.needs_input_grad[1] else None
+        return towards_radius, towards_weight
 
 
 @dataclass(frozen=True)
