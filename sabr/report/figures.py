@@ -172,5 +172,7 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
     handles = [handle_of(style.measure(measure)) for measure in _MAIN]
     if reference:
         handles.append(Line2D([], [], color="#555555", marker="o", mfc="white", linewidth=0.6, label="IBP (no λ)"))
-    panels[0, 0].legend(handles=handles)
+    bottom, top = panels[0, 0].get_ylim()
+    panels[0, 0].set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend above the data
+    panels[0, 0].legend(handles=handles, loc="upper center", ncols=2)
     return finish(figure, title, [handle_of(style.measure(stage)) for stage in stages], columns=3)
