@@ -33,9 +33,10 @@ from sabr.bounds.optimise import optimise
 from sabr.certification.cascade import StageRecord, certify
 from sabr.certification.engines import NativeEngine
 from sabr.certification.verdicts import Verdict
-from sabr.config import read_yaml, resolve
+from sabr.config import resolve
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load
+from sabr.layers import read_yaml
 from sabr.machine import use
 from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps

@@ -26,10 +26,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sabr.config import read_yaml, resolve
+from sabr.config import resolve
 from sabr.data.batches import TrainingBatches
 from sabr.data.datasets import Split
 from sabr.kernels import compile_kernels
+from sabr.layers import read_yaml
 from sabr.machine import use
 from sabr.networks.affine import folded_steps
 from sabr.networks.steps import forward

@@ -1,38 +1,69 @@
-"""The user's configuration, typed and validated, resolved into a plan of rows; the only place that knows YAML."""
+"""The user's configuration, typed and validated, resolved into a plan of rows."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sabr.errors import SabrError
+from sabr.layers import Layer, Origins, merged, read_yaml, validate
 from sabr.methods import METHODS, Strict
-from sabr.specs import (
-    Cascade,
-    Certification,
-    CertificationSpec,
-    DatasetName,
-    Training,
-    TrainingSpec,
-    first_problem,
-    parse_eps,
-)
+from sabr.specs import Cascade, Certification, CertificationSpec, DatasetName, Training, TrainingSpec, parse_eps
+from sabr.studies import Studies
 
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
 class LambdaSweep(Strict):
-    """One method, trained at several lambda_ratio; main rows that fit are used again."""
+    """One method, trained at several lambda_ratio; main rows that fit are used again. No `seeds`: all of the run."""
 
     setting: Name
     method: Name
     values: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+    seeds: Seeds | None = None
+
+
+class Comparison(Strict):
+    """Networks that a study of the paper compares; rows of Table 1 that fit are used again. No `seeds`: all."""
+
+    setting: Name
+    methods: tuple[Name, ...] = Field(min_length=1)
+    seeds: Seeds | None = None
+
+
+class Comparisons(Strict):
+    """What is compared beside Table 1.
+
+    Attributes
+    ----------
+    ablation
+        Networks whose loss against lambda, ReLU states, inputs and gradients are studied.
+    shrinking
+        With and without ReLU shrinking.
+    widths
+        Narrow, standard and wide networks.
+    long
+        Trained for as long as can be afforded, beside their like in Table 1.
+    """
+
+    ablation: Comparison | None = None
+    shrinking: Comparison | None = None
+    widths: Comparison | None = None
+    long: tuple[Comparison, ...] = ()
+
+    @property
+    def named(self) -> dict[str, tuple[Comparison, ...]]:
+        """Those that there are."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: one if isinstance(one, tuple) else (one,) for name, one in found.items() if one}
 
 
 class Job(Strict):
@@ -46,15 +77,16 @@ class Job(Strict):
 
 
 class Run(Strict):
-    """What a scale runs: settings x methods x seeds, a sweep over lambda, and how many images a job certifies.
+    """What a scale runs: settings x methods x seeds, a sweep over lambda, comparisons, how many images a job certifies.
 
     Single settings may have other `methods`.
     """
 
     settings: tuple[Name, ...] = Field(min_length=1)
     methods: tuple[Name, ...] = Field(min_length=1)
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    seeds: Seeds
     lambda_sweep: LambdaSweep | None
+    comparisons: Comparisons = Comparisons()
     shard_size: PositiveInt
     job: Job
 
@@ -117,6 +149,10 @@ class Plan:
         Rows of Table 1: settings x methods x seeds, where a setting may have methods of its own.
     sweep
         Rows of the figure over lambda, main rows among them.
+    comparisons
+        Rows of each of `Comparisons`, main rows among them.
+    studies
+        What is measured on trained networks.
     """
 
     config: Config
@@ -124,6 +160,8 @@ class Plan:
     run: Run
     main: tuple[Row, ...]
     sweep: tuple[Row, ...]
+    comparisons: Mapping[str, tuple[Row, ...]]
+    studies: Studies
 
     @property
     def methods(self) -> list[str]:
@@ -133,26 +171,8 @@ class Plan:
     @cached_property
     def rows(self) -> dict[str, Row]:
         """Every row by its path."""
-        return {row.path: row for row in (*self.main, *self.sweep)}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises
-    ------
-    SabrError
-        When it cannot be read, is not YAML, or holds something else.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise SabrError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise SabrError(f"{path} must hold keys and values")
-    return value
+        compared = (row for rows in self.comparisons.values() for row in rows)
+        return {row.path: row for row in (*self.main, *self.sweep, *compared)}
 
 
 def read_cascade(path: Path, *, seconds: float | None) -> Cascade:
@@ -173,7 +193,7 @@ def read_cascade(path: Path, *, seconds: float | None) -> Cascade:
     content = read_yaml(path)
     if seconds is not None and isinstance(content.get("complete"), dict):
         content |= {"complete": {**content["complete"], "seconds": seconds}, "shard_minutes": seconds / 60}
-    return _validate(Cascade, content, _Origins(str(path)))  # type: ignore[no-any-return]
+    return validate(Cascade, content, Origins(str(path)))  # type: ignore[no-any-return]
 
 
 def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
@@ -191,23 +211,27 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
     SabrError
         One sentence: file, key path, value, and what is allowed.
     """
-    top = _validate(Config, dict(config), _Origins("config/config.yaml"))
+    top = validate(Config, dict(config), Origins("config/config.yaml"))
     scale_file = _existing(folder / "scales", top.scale, "config/config.yaml: scale")
-    scale = _Layer(f"config/scales/{scale_file.name}", read_yaml(scale_file))
-    overrides = _Layer("config/config.yaml: overrides", top.overrides)
-    base = _Layer("config/methods.yaml", read_yaml(folder / "methods.yaml"))
+    scale = Layer(f"config/scales/{scale_file.name}", read_yaml(scale_file))
+    overrides = Layer("config/config.yaml: overrides", top.overrides)
+    base = Layer("config/methods.yaml", read_yaml(folder / "methods.yaml"))
     for layer, keys in ((base, {"methods"}), (scale, _SCALE_KEYS | {"title"}), (overrides, _SCALE_KEYS)):
         layer.check_keys(keys)
 
     for layer in (scale, overrides):
         layer.check_names(base, folder)
-    run = _merged(Run, scale.file, {}, [scale.part("run"), overrides.part("run")])
+    run = merged(Run, scale.file, {}, [scale.part("run"), overrides.part("run")])
     settings = {name: _read_setting(folder, name) for name in run.settings}
-    if run.lambda_sweep is not None and run.lambda_sweep.setting not in settings:
-        raise SabrError(
-            f"{scale.file}: run.lambda_sweep.setting: {run.lambda_sweep.setting!r} is not among run.settings; "
-            f"allowed: {', '.join(settings)}"
-        )
+    studies = merged(Studies, scale.file, {}, [scale.part("studies"), overrides.part("studies")])
+    compared = run.comparisons.named
+    used = {f"comparisons.{name}": one for name, several in compared.items() for one in several}
+    for key, part in {"lambda_sweep": run.lambda_sweep, **used}.items():
+        if part is not None and part.setting not in settings:
+            raise SabrError(
+                f"{scale.file}: run.{key}.setting: {part.setting!r} is not among run.settings; "
+                f"allowed: {', '.join(settings)}"
+            )
 
     def row(setting: str, method: str, seed: int, sweep: dict[str, Any] | None = None) -> Row:
         own = settings[setting]
@@ -216,7 +240,7 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
 
     def methods(setting: str) -> tuple[str, ...]:
         own = [part for layer in (scale, overrides) for part in (layer.part("run"), layer.setting(setting).part("run"))]
-        return _merged(Run, scale.file, {}, own).methods  # type: ignore[no-any-return]
+        return merged(Run, scale.file, {}, own).methods  # type: ignore[no-any-return]
 
     main = [row(s, m, seed) for s in run.settings for m in methods(s) for seed in run.seeds]
     sweep = []
@@ -224,14 +248,19 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
         chosen = run.lambda_sweep
         known = {(r.setting, r.training): r for r in main}
         for value in chosen.values:
-            for seed in run.seeds:
+            for seed in chosen.seeds or run.seeds:
                 added = row(chosen.setting, chosen.method, seed, {"lambda_ratio": value})
                 sweep.append(known.get((added.setting, added.training), added))
+    comparisons = {
+        name: tuple(row(c.setting, m, seed) for c in several for m in c.methods for seed in c.seeds or run.seeds)
+        for name, several in compared.items()
+    }
     paths: dict[str, Row] = {}
-    for found in (*main, *sweep):
+    for found in (*main, *sweep, *(row for rows in comparisons.values() for row in rows)):
         if paths.setdefault(found.path, found) != found:
             raise SabrError(f"{found.path} would hold two different networks; rename one of the methods")
-    return Plan(top, _title(str(scale.content.get("title", top.scale)), main), run, tuple(main), tuple(sweep))
+    title = _title(str(scale.content.get("title", top.scale)), main)
+    return Plan(top, title, run, tuple(main), tuple(sweep), comparisons, studies)
 
 
 def _title(scale: str, rows: list[Row]) -> str:
@@ -249,67 +278,16 @@ def _title(scale: str, rows: list[Row]) -> str:
     return f"{scale}: {networks}, {trained} training images, {epochs} epochs, first {tested} {kind} images"
 
 
-_SCALE_KEYS = {"run", "training", "certification", "methods", "settings"}
+_SCALE_KEYS = {"run", "training", "certification", "studies", "methods", "settings"}
 
 
-@dataclass
-class _Origins:
-    """Where each key of a merged mapping was last set, to blame the right file."""
-
-    default: str
-    of: dict[str, str] = field(default_factory=dict)
-
-    def blame(self, path: str) -> str:
-        """Return 'file: key path' for a key path of the merged mapping, or the nearest one above it."""
-        head = path
-        while head and head not in self.of:
-            head = head.rpartition(".")[0]
-        return f"{self.of[head]}{path.removeprefix(head)}" if head else f"{self.default}: {path}".removesuffix(": ")
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One file's say, or a part of it."""
-
-    file: str
-    content: Mapping[str, Any]
-    prefix: str = ""
-
-    def part(self, key: str) -> "_Layer":
-        value = self.content.get(key) or {}
-        if not isinstance(value, dict):
-            raise SabrError(
-                f"{self.file}: {self.prefix}{key}: {value!r} is not allowed: keys and values are needed here"
-            )
-        return _Layer(self.file, value, f"{self.prefix}{key}.")
-
-    def setting(self, name: str) -> "_Layer":
-        part = self.part("settings").part(name)
-        part.check_keys({"run", "training", "certification", "methods"})
-        part.part("run").check_keys({"methods"})
-        return part
-
-    def check_keys(self, allowed: set[str]) -> None:
-        for key in self.content:
-            if key not in allowed:
-                raise SabrError(f"{self.file}: {self.prefix}{key}: unknown key; allowed: {', '.join(sorted(allowed))}")
-
-    def check_names(self, base: "_Layer", folder: Path) -> None:
-        """Refuse methods and settings that nothing else speaks of; an objective makes a method a new one."""
-        known = set(base.part("methods").content)
-        self.part("settings").check_keys({path.stem for path in (folder / "settings").glob("*.yaml")})
-        for layer in (self, *(self.setting(name) for name in self.part("settings").content)):
-            methods = layer.part("methods")
-            methods.check_keys(known | {name for name in methods.content if "objective" in methods.part(name).content})
-
-
-def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer], sweep: dict[str, Any] | None) -> Row:
-    methods = [layer.part("methods").part(method) for layer in layers]
+def _row(setting: str, method: str, seed: int, own: Layer, layers: list[Layer], sweep: dict[str, Any] | None) -> Row:
+    parts = _method_parts(method, layers)
     name = method
     if sweep is not None:
         name = f"{method}-lambda-{sweep['lambda_ratio']:g}"
-        methods.append(_Layer("run.lambda_sweep", sweep))
-    objective = next((m.content["objective"] for m in reversed(methods) if "objective" in m.content), None)
+        parts.append(Layer("run.lambda_sweep", sweep))
+    objective = next((part.content["objective"] for part in reversed(parts) if "objective" in part.content), None)
     if not re.match(_NAME, method) or objective not in METHODS:
         known = ", ".join(layers[0].part("methods").content)
         raise SabrError(
@@ -317,13 +295,15 @@ def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer]
         )
     dataset = {"dataset": own.content.get("dataset")}
     where = f"setting {setting}, method {method}"
+    trained = [*(layer.part("training") for layer in layers), *(part.part("training") for part in parts)]
+    for layer in trained:
+        layer.check_keys(set(Training.model_fields) - {"dataset"})
     for layer in layers:
-        layer.part("training").check_keys(set(Training.model_fields) - {"dataset"})
         layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
-    spec = _merged(METHODS[objective], where, {}, methods)
-    training = _merged(Training, where, dataset, [layer.part("training") for layer in layers])
+    spec = merged(METHODS[objective], where, {}, [part.without("like", "training") for part in parts])
+    training = merged(Training, where, dataset, trained)
     tested = {**dataset, "eps": own.content.get("eps"), "seed": 0}
-    certification = _merged(Certification, where, tested, [layer.part("certification") for layer in layers])
+    certification = merged(Certification, where, tested, [layer.part("certification") for layer in layers])
     if certification.validation_images not in (None, training.validation_images):
         raise SabrError(
             f"{where}: certification.validation_images is {certification.validation_images}, but "
@@ -338,26 +318,23 @@ def _row(setting: str, method: str, seed: int, own: _Layer, layers: list[_Layer]
     )
 
 
-def _merged(model: type[Any], where: str, start: dict[str, Any], layers: list[_Layer]) -> Any:
-    merged = dict(start)
-    origins = _Origins(where)
-    for layer in layers:
-        for key, value in layer.content.items():
-            merged[key] = value
-            origins.of[key] = f"{layer.file}: {layer.prefix}{key}"
-    return _validate(model, merged, origins)
-
-
-def _validate(model: type[Any], value: Mapping[str, Any], origins: _Origins) -> Any:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        path, _, message = first_problem(error).partition(": ")
-        if not message:
-            path, message = "", path
-        if message == "unknown key" and "." not in path:
-            message += f"; allowed: {', '.join(model.model_fields)}"
-        raise SabrError(f"{origins.blame(path)}: {message}") from error
+def _method_parts(method: str, layers: list[Layer]) -> list[Layer]:
+    """What all layers say of the method that this one is `like`, and of the one that that one is like, then of it."""
+    chain = [method]
+    while True:
+        parts = [layer.part("methods").part(chain[0]) for layer in layers]
+        like = next((part for part in reversed(parts) if "like" in part.content), None)
+        if like is None:
+            return [layer.part("methods").part(name) for name in chain for layer in layers]
+        other = like.content["like"]
+        if (
+            not isinstance(other, str)
+            or other in chain
+            or not any(other in la.part("methods").content for la in layers)
+        ):
+            known = ", ".join(name for name in layers[0].part("methods").content if name not in chain)
+            raise SabrError(f"{like.file}: {like.prefix}like: {other!r} is not another method; allowed: {known}")
+        chain.insert(0, other)
 
 
 class _SettingHead(Strict):
@@ -365,12 +342,12 @@ class _SettingHead(Strict):
     eps: Any
 
 
-def _read_setting(folder: Path, name: str) -> _Layer:
+def _read_setting(folder: Path, name: str) -> Layer:
     path = _existing(folder / "settings", name, "run.settings")
     file = f"config/settings/{path.name}"
     content = read_yaml(path)
     head: dict[str, Any] = {key: content[key] for key in ("dataset", "eps") if key in content}
-    _validate(_SettingHead, head, _Origins(file))
+    validate(_SettingHead, head, Origins(file))
     try:
         parse_eps(content["eps"])
     except ValueError as error:
@@ -378,7 +355,7 @@ def _read_setting(folder: Path, name: str) -> _Layer:
     expected = f"{content['dataset']}-eps-{str(content['eps']).replace('/', '_')}"
     if name != expected:
         raise SabrError(f"{file}: this file must be named {expected}.yaml after its dataset and eps")
-    layer = _Layer(file, content)
+    layer = Layer(file, content)
     layer.check_keys({"dataset", "eps", "training", "certification", "methods"})
     return layer
 

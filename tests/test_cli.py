@@ -8,7 +8,9 @@ import torch
 
 from sabr import cli
 from sabr.certification import verdicts
-from sabr.config import read_yaml, resolve
+from sabr.cli.exchange import CASCADE
+from sabr.config import resolve
+from sabr.layers import read_yaml
 from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps
 from sabr.networks.instances import read_counterexample, read_instances
@@ -227,9 +229,9 @@ def test_no_time_is_an_answer_too(sabr_here, small_network, tmp_path):
     (tmp_path / "p.vnnlib").write_text("\n".join(lines))
     asked = ("verify", "--onnx", tmp_path / "n.onnx", "--vnnlib", tmp_path / "p.vnnlib")
     path = tmp_path / "own.yaml"
-    path.write_text(json.dumps(read_yaml(cli.CASCADE) | {"stages": ["attack"]}))
+    path.write_text(json.dumps(read_yaml(CASCADE) | {"stages": ["attack"]}))
     assert sabr_here(*asked, "--cascade", path) == (0, "unknown\n; no stage proved or refuted it\n", "")
-    path.write_text(json.dumps(read_yaml(cli.CASCADE) | {"shard_minutes": 1e-9}))
+    path.write_text(json.dumps(read_yaml(CASCADE) | {"shard_minutes": 1e-9}))
     assert sabr_here(*asked, "--cascade", path) == (0, "unknown\n; out of time\n", "")
 
 
@@ -277,7 +279,7 @@ def test_a_cascade_that_is_none_is_told(sabr_here, instance, tmp_path):
     network, holds, _ = instance
     asked = ("verify", "--onnx", network, "--vnnlib", holds, "--cascade", tmp_path / "own.yaml")
     told_here(sabr_here(*asked), "cannot read", "own.yaml")
-    (tmp_path / "own.yaml").write_text(json.dumps(read_yaml(cli.CASCADE) | {"seeds": 1}))
+    (tmp_path / "own.yaml").write_text(json.dumps(read_yaml(CASCADE) | {"seeds": 1}))
     told_here(sabr_here(*asked), "own.yaml: seeds: unknown key; allowed: engine, stages")
     (tmp_path / "own.yaml").write_text("a: [1")
     told_here(sabr_here(*asked), "own.yaml is not valid YAML")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sabr.config import read_cascade, read_yaml, resolve
+from sabr.config import read_cascade, resolve
 from sabr.errors import SabrError
+from sabr.layers import read_yaml
 from sabr.specs import parse_eps
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -287,3 +288,43 @@ def test_no_configuration_file_holds_tabs_or_duplicate_keys():
     Unique.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     for path in CONFIG.rglob("*.yaml"):
         yaml.load(path.read_text(), Unique)
+
+
+def variants(**methods):
+    compared = {"shrinking": {"setting": "mnist-eps-0.1", "methods": ["sabr", *methods], "seeds": [7]}}
+    return plan(run={"comparisons": compared, "seeds": [7, 8]}, methods=methods)
+
+
+def test_a_variant_is_like_another_method_but_for_what_it_says():
+    resolved = variants(
+        wide={"like": "sabr", "l1": 0.5, "training": {"epochs": 4}}, wider={"like": "wide", "training": {"eps": 0.2}}
+    )
+    sabr, wide, wider = resolved.comparisons["shrinking"]
+    assert sabr == next(row for row in resolved.main if row.method == "sabr" and row.training.seed == 7)
+    assert wide.training.method == sabr.training.method.model_copy(update={"l1": 0.5})
+    assert wide.training == sabr.training.model_copy(update={"method": wide.training.method, "epochs": 4})
+    assert wider.training == wide.training.model_copy(update={"eps": 0.2})
+    assert wide.path in resolved.rows and wide not in resolved.main
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"wide": {"like": "sabre"}}, ["methods.wide.like", "'sabre'", "allowed", "sabr"]),
+        ({"wide": {"like": "wide"}}, ["methods.wide.like", "'wide'", "another"]),
+        ({"a": {"like": "b"}, "b": {"like": "a"}}, ["methods.b.like", "'a'"]),
+        ({"wide": {"like": "sabr", "training": {"epoch": 4}}}, ["methods.wide.training.epoch", "unknown key"]),
+        ({"wide": {"like": "sabr", "training": {"epochs": 0}}}, ["methods.wide.training.epochs", "0"]),
+    ],
+)
+def test_a_variant_that_is_none_is_told(methods, words):
+    with pytest.raises(SabrError) as error:
+        variants(**methods)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_comparison_in_a_setting_that_is_not_run_is_told():
+    compared = {"widths": {"setting": "cifar10-eps-2_255", "methods": ["sabr"]}}
+    with pytest.raises(SabrError, match=r"run.comparisons.widths.setting: 'cifar10-eps-2_255' is not among"):
+        plan(run={"comparisons": compared})

@@ -1,10 +1,15 @@
+import errno
 import os
+import signal
 import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sabr.errors import SabrError
-from sabr.files import atomic, read_json, write_json, write_text
+from sabr.files import atomic, read_json, sole_writer, write_json, write_text
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -60,3 +65,94 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
         assert os.listdir(disk) == ["file"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    path = tmp_path / "[a] file"
+    half = "import sys; from pathlib import Path; from sabr.files import atomic\nwith atomic(Path(sys.argv[1])) as t:\n"
+    kill = half + "    t.write_text('half'); import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", kill, path]).returncode == -signal.SIGKILL
+        assert len(os.listdir(tmp_path)) == 1  # the second writer removed what the first one left
+    with atomic(path) as temporary:
+        temporary.write_text("slow")
+        write_text(path, "fast")
+        assert path.read_text() == "fast"
+        assert temporary.read_text() == "slow"
+    assert path.read_text() == "slow"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_text(path, str(i) * 10_000), [i % 10 for i in range(400)]))
+    text = path.read_text()
+    assert text == text[0] * 10_000
+    assert os.listdir(tmp_path) == ["file"]
+
+
+HOLD = (
+    "import sys; from pathlib import Path; from sabr.files import sole_writer\nwith sole_writer(Path(sys.argv[1])):\n"
+)
+
+
+def test_a_second_writer_is_refused_until_the_first_one_ends_however_it_ends(tmp_path):
+    path = tmp_path / "deep" / "model.pt"
+    wait = HOLD + "    print('held', flush=True); sys.stdin.read()"
+    for end in (lambda process: process.stdin.close(), subprocess.Popen.kill):
+        first = subprocess.Popen(
+            [sys.executable, "-c", wait, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(SabrError, match=f"model.pt is being written by process {first.pid} on .*; wait until it"):
+            with sole_writer(tmp_path / "other", path):
+                pass
+        with sole_writer(path.with_suffix(".json")):
+            pass
+        end(first)
+        first.wait()
+        first.stdout.close()
+        with sole_writer(path), pytest.raises(SabrError, match="being written by process"), sole_writer(path):
+            pass
+        assert os.listdir(path.parent) == []
+
+
+def test_of_many_at_a_time_one_writes(tmp_path):
+    inside = most = entered = 0
+
+    def work(_):
+        nonlocal inside, most, entered
+        while True:
+            try:
+                with sole_writer(tmp_path / "file"):
+                    inside += 1
+                    most = max(most, inside)
+                    entered += 1
+                    inside -= 1
+                    return
+            except SabrError:
+                time.sleep(0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(300)))
+    assert (entered, most) == (300, 1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch):
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with sole_writer(tmp_path / "file"), sole_writer(tmp_path / "file"), atomic(tmp_path / "file") as temporary:
+        write_text(tmp_path / "file", "another")
+        assert temporary.exists()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SabrError, match="cannot write .*choose a folder that can be written to"):
+        with sole_writer(tmp_path / "file" / "below"):
+            pass

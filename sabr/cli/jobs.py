@@ -9,6 +9,7 @@ import typer
 from sabr.cli.app import app
 from sabr.cli.options import DataFolder, Device, Output, SpecFile, Threads
 from sabr.errors import SabrError
+from sabr.files import sole_writer
 from sabr.settings import DATASETS
 
 DatasetName = StrEnum("DatasetName", {name: name for name in DATASETS})  # type: ignore[misc]
@@ -76,7 +77,8 @@ def train(
 
     chosen = machine.use(threads, device)
     asked = read_spec(TrainingSpec, specification)
-    run(asked, output, history, folder, threads=threads, device=chosen, save_seconds=60 * save_minutes)
+    with sole_writer(output, history):
+        run(asked, output, history, folder, threads=threads, device=chosen, save_seconds=60 * save_minutes)
 
 
 @app.command()
@@ -94,7 +96,8 @@ def attack(
     from sabr.specs import AttackSpec, read_spec
 
     chosen = machine.use(threads, device)
-    run_attack(model, read_spec(AttackSpec, specification), output, folder, threads=threads, device=chosen)
+    with sole_writer(output):
+        run_attack(model, read_spec(AttackSpec, specification), output, folder, threads=threads, device=chosen)
 
 
 @app.command()
@@ -121,7 +124,8 @@ def certify(
     asked = read_spec(CertificationSpec, specification)
     if not first < last <= asked.images:
         raise SabrError(f"--first {first} --last {last} is no part of the {asked.images} images of {specification}")
-    run_certification(model, asked, attacked, output, folder, first, last, threads=threads, device=chosen)
+    with sole_writer(output):
+        run_certification(model, asked, attacked, output, folder, first, last, threads=threads, device=chosen)
 
 
 @app.command()

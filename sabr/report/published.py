@@ -6,8 +6,8 @@ from typing import Annotated
 import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from sabr.config import read_yaml
 from sabr.errors import SabrError
+from sabr.layers import read_yaml
 from sabr.methods import Strict
 from sabr.specs import DatasetName, first_problem, parse_eps
 

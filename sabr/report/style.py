@@ -9,9 +9,9 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveFloat, ValidationError
 
-from sabr.config import read_yaml
 from sabr.errors import SabrError
 from sabr.files import atomic
+from sabr.layers import read_yaml
 from sabr.methods import Strict
 from sabr.specs import first_problem
 

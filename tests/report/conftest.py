@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from sabr.certification.verdicts import COLUMNS, read, write
-from sabr.config import read_yaml, resolve
+from sabr.config import resolve
+from sabr.layers import read_yaml
 from sabr.report import published, style
 from sabr.specs import TRAINING_REVISION
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sabr.config import read_yaml, resolve
+from sabr.config import resolve
+from sabr.layers import read_yaml
 from sabr.methods import METHODS
 from sabr.networks.affine import clean_pass
 from sabr.training.methods.base import Batch

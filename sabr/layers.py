@@ -1,0 +1,121 @@
+"""Configuration files laid one over the other, and which of them to blame; the only place that knows YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sabr.errors import SabrError
+from sabr.specs import first_problem
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise SabrError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise SabrError(f"{path} must hold keys and values")
+    return value
+
+
+@dataclass
+class Origins:
+    """Where each key of a merged mapping was last set, to blame the right file."""
+
+    default: str
+    of: dict[str, str] = field(default_factory=dict)
+
+    def blame(self, path: str) -> str:
+        """Return 'file: key path' for a key path of the merged mapping, or the nearest one above it."""
+        head = path
+        while head and head not in self.of:
+            head = head.rpartition(".")[0]
+        return f"{self.of[head]}{path.removeprefix(head)}" if head else f"{self.default}: {path}".removesuffix(": ")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file's say, or a part of it."""
+
+    file: str
+    content: Mapping[str, Any]
+    prefix: str = ""
+
+    def part(self, key: str) -> "Layer":
+        """What is said below a key; nothing, if the key is not there."""
+        value = self.content.get(key) or {}
+        if not isinstance(value, dict):
+            raise SabrError(
+                f"{self.file}: {self.prefix}{key}: {value!r} is not allowed: keys and values are needed here"
+            )
+        return Layer(self.file, value, f"{self.prefix}{key}.")
+
+    def setting(self, name: str) -> "Layer":
+        """What is said for a single setting."""
+        part = self.part("settings").part(name)
+        part.check_keys({"run", "training", "certification", "methods"})
+        part.part("run").check_keys({"methods"})
+        return part
+
+    def without(self, *keys: str) -> "Layer":
+        """The same without some keys."""
+        return Layer(self.file, {k: v for k, v in self.content.items() if k not in keys}, self.prefix)
+
+    def check_keys(self, allowed: set[str]) -> None:
+        """Refuse all other keys."""
+        for key in self.content:
+            if key not in allowed:
+                raise SabrError(f"{self.file}: {self.prefix}{key}: unknown key; allowed: {', '.join(sorted(allowed))}")
+
+    def check_names(self, base: "Layer", folder: Path) -> None:
+        """Refuse methods and settings that nothing else speaks of; `objective` or `like` makes a method a new one."""
+        known = set(base.part("methods").content)
+        self.part("settings").check_keys({path.stem for path in (folder / "settings").glob("*.yaml")})
+        for layer in (self, *(self.setting(name) for name in self.part("settings").content)):
+            methods = layer.part("methods")
+            methods.check_keys(
+                known | {n for n in methods.content if {"objective", "like"} & methods.part(n).content.keys()}
+            )
+
+
+def merged(model: type[Any], where: str, start: dict[str, Any], layers: list[Layer]) -> Any:
+    """Validate `start` with layers on top of it, the last that has a key wins; `where` is blamed for `start`."""
+    values = dict(start)
+    origins = Origins(where)
+    for layer in layers:
+        for key, value in layer.content.items():
+            values[key] = value
+            origins.of[key] = f"{layer.file}: {layer.prefix}{key}"
+    return validate(model, values, origins)
+
+
+def validate(model: type[Any], value: Mapping[str, Any], origins: Origins) -> Any:
+    """Return the model of some values.
+
+    Raises
+    ------
+    SabrError
+        One sentence: file, key path, value, and what is allowed.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        path, _, message = first_problem(error).partition(": ")
+        if not message:
+            path, message = "", path
+        if message == "unknown key" and "." not in path:
+            message += f"; allowed: {', '.join(model.model_fields)}"
+        raise SabrError(f"{origins.blame(path)}: {message}") from error
