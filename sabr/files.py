@@ -1,9 +1,12 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files that are there whole or not at all, with one writer at a time, and their checksums."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +19,19 @@ from sabr.errors import SabrError
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced to disk and renamed, on failure it is removed.
 
+    What writers of `path` that were killed left behind is removed too.
+
     Raises
     ------
     SabrError
         When the folder cannot be written to or the disk is full; `path` is then as it was before.
     """
     temporary: Path | None = None
+    handle: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _remove_left_behind(path)
+        handle, temporary = _locked_temporary(path)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -41,6 +46,27 @@ def atomic(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def sole_writer(*paths: Path) -> Iterator[None]:
+    """Refuse to work on `paths` while another process does.
+
+    Each is held by a lock on the file ``.<name>.lock`` beside it, which the system frees when its process dies, however
+    it dies; the file is removed in the end. Where a file system has no locks nothing is refused: files are still whole
+    or not there, but the same work may be done twice.
+
+    Raises
+    ------
+    SabrError
+        When another process works on one of them (says which process), or the folder cannot be written to.
+    """
+    with contextlib.ExitStack() as held:
+        for path in paths:
+            held.enter_context(_sole_writer(path))
+        yield
 
 
 def probe(path: Path) -> None:
@@ -90,6 +116,78 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal checksum of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextlib.contextmanager
+def _sole_writer(path: Path) -> Iterator[None]:
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        while (free := _try_lock(handle)) and not _is_at(handle, lock):  # its last holder has just removed it
+            os.close(handle)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise SabrError(
+            f"cannot write {lock}: {error.strerror or error}; free some space or choose a folder that can be written to"
+        ) from error
+    try:
+        if free is False:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "a process that has just started"
+            raise SabrError(
+                f"{path} is being written by {holder}; wait until it ends and run again, or, "
+                f"if it has ended with its computer, delete {lock}"
+            )
+        with contextlib.suppress(OSError):  # on a full disk it stays unsaid
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed; False if another process has it, None if there are no locks here."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the file that is open is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """Make a temporary file beside `path` that is locked while it is open, unlike what was left behind."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if _try_lock(handle) is not False and _is_at(handle, Path(name)):
+            return handle, Path(name)
+        os.close(handle)  # taken for a file left behind, between its making and its locking
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove temporary files of `path` that no living process has open."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDWR)
+            try:
+                if _try_lock(handle):
+                    left.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
 
 
 def _umask() -> int:

@@ -101,18 +101,16 @@ def test_a_second_writer_is_refused_until_the_first_one_ends_however_it_ends(tmp
     path = tmp_path / "deep" / "model.pt"
     wait = HOLD + "    print('held', flush=True); sys.stdin.read()"
     for end in (lambda process: process.stdin.close(), subprocess.Popen.kill):
-        first = subprocess.Popen(
-            [sys.executable, "-c", wait, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert first.stdout.readline() == "held\n"
-        with pytest.raises(SabrError, match=f"model.pt is being written by process {first.pid} on .*; wait until it"):
-            with sole_writer(tmp_path / "other", path):
+        command, pipe = [sys.executable, "-c", wait, path], subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as first:
+            assert first.stdout.readline() == "held\n"
+            told = f"model.pt is being written by process {first.pid} on .*; wait until it ends"
+            with pytest.raises(SabrError, match=told), sole_writer(tmp_path / "other", path):
                 pass
-        with sole_writer(path.with_suffix(".json")):
-            pass
-        end(first)
-        first.wait()
-        first.stdout.close()
+            with sole_writer(path.with_suffix(".json")):
+                pass
+            end(first)
+            first.wait()
         with sole_writer(path), pytest.raises(SabrError, match="being written by process"), sole_writer(path):
             pass
         assert os.listdir(path.parent) == []
@@ -153,6 +151,6 @@ def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch):
 
 def test_a_lock_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SabrError, match="cannot write .*choose a folder that can be written to"):
-        with sole_writer(tmp_path / "file" / "below"):
-            pass
+    told = pytest.raises(SabrError, match="cannot write .*choose a folder that can be written to")
+    with told, sole_writer(tmp_path / "file" / "below"):
+        pass

@@ -57,8 +57,6 @@ def run(
         finite.
     """
     unfinished = output.with_suffix(".resume.pt")
-    for path in unfinished.parent.glob(f".{unfinished.name}.*.tmp"):
-        path.unlink(missing_ok=True)  # half-written when a process was killed
     for path in (output, history, unfinished):
         probe(path)
     machine.prefer_speed(spec.deterministic)
