@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs inside the new environment, from the folder that Snakemake was started in: the repository.
+# Runs inside the new environment. The workflow says where the repository is, wherever Snakemake was started.
 set -euo pipefail
-python -m pip install --no-deps auto-LiRPA==0.3
-python -m pip install --no-deps --no-build-isolation --editable .
+python -m pip install --no-deps --require-hashes --requirement "$SABR_SOURCE/requirements-nodeps.lock"
+python -m pip install --no-deps --no-build-isolation --editable "$SABR_SOURCE"

@@ -1,6 +1,9 @@
 """The lock file, the conda environments and pyproject.toml agree."""
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"pytorch": "torch"}
+CONDA_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}
+ENVIRONMENTS = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
 
 
 def locked():
@@ -19,15 +23,77 @@ def locked():
     return pins
 
 
-@pytest.mark.parametrize("environment", ["run", "report"])
-def test_conda_environments_pin_what_the_lock_file_pins(environment):
+def pinned(environment):
+    """Versions of an environment file by PyPI's names, those that its pip installs among them."""
     dependencies = yaml.safe_load((ROOT / "envs" / f"{environment}.yaml").read_text())["dependencies"]
-    pins = locked()
-    for dependency in dependencies:
-        for pin in dependency["pip"] if isinstance(dependency, dict) else [dependency]:
-            name, _, version = pin.replace("==", "=").partition("=")
-            if name not in ("python", "pip"):
-                assert version in pins[CONDA_NAMES.get(name, name).lower()], pin
+    found = [pin for one in dependencies for pin in (one["pip"] if isinstance(one, dict) else [one])]
+    pairs = [pin.replace("==", "=").partition("=") for pin in found]
+    return {CONDA_NAMES.get(name, name).lower(): version for name, _, version in pairs}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_conda_environments_pin_what_the_lock_file_pins(environment):
+    for name, version in pinned(environment).items():
+        if name not in ("python", "pip"):
+            assert version in locked()[name], name
+
+
+def test_the_environment_for_gpus_differs_in_pytorch_alone():
+    texts = [(ROOT / "envs" / f"{name}.yaml").read_text().partition("channels:")[2] for name in ("run", "gpu")]
+    assert texts[1].replace("pytorch-gpu=", "pytorch=") == texts[0] != texts[1]
+    scripts = [(ROOT / "envs" / f"{name}.post-deploy.sh").read_text() for name in ("run", "gpu")]
+    assert scripts[0] == scripts[1]
+
+
+# Imports modules with nothing at hand but what the pinned distributions bring, and what these ask for.
+IMPORT = """
+import importlib, json, re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+pins, modules = set(json.loads(sys.argv[1])), sys.argv[2:]
+waiting, brought = list(pins), set()
+while waiting:
+    name = re.sub("[-_.]+", "-", waiting.pop()).lower()
+    if name not in brought:
+        brought.add(name)
+        try:
+            asked = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        waiting += [re.split("[^A-Za-z0-9._-]", one)[0] for one in asked if "extra ==" not in one]
+
+class Refuse:
+    owners = packages_distributions()
+    def find_spec(self, name, path=None, target=None):
+        owners = {re.sub("[-_.]+", "-", owner).lower() for owner in self.owners.get(name, ())}
+        if owners and not owners & brought:
+            raise ModuleNotFoundError(f"{name} comes with {owners}, which the environment does not have", name=name)
+
+sys.meta_path.insert(0, Refuse())
+for module in modules:
+    importlib.import_module(module)
+"""
+
+
+def modules(*folders):
+    """Names of all modules of some folders of the package."""
+    paths = [path for folder in folders for path in sorted((ROOT / "sabr" / folder).rglob("*.py"))]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_each_environment_has_what_its_commands_import(environment):
+    if environment == "report":
+        needed = [*modules("cli", "report"), "sabr.certification.verdicts", "sabr.specs", "sabr.config"]
+    else:
+        computing = ("data", "networks", "bounds", "attacks", "training", "certification", "analysis")
+        needed = modules("cli", *computing)
+    pins = [*pinned(environment), "sabr", *(["auto-lirpa"] if environment != "report" else [])]
+    command = [sys.executable, "-c", IMPORT, json.dumps(pins), *needed]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    without = [sys.executable, "-c", IMPORT, json.dumps(["sabr", "python"]), *needed]
+    assert "which the environment does not have" in subprocess.run(without, capture_output=True, text=True).stderr
 
 
 def test_the_pair_of_torch_and_torchvision_is_pinned():

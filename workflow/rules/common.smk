@@ -1,5 +1,6 @@
 """What to run, as Snakemake sees it: the validated plan, path patterns, targets."""
 
+import os
 from base64 import urlsafe_b64encode
 from pathlib import Path
 from shlex import quote
@@ -33,10 +34,13 @@ SETTINGS = {
 ENVIRONMENT = {"SABR_SAVE_MINUTES": str(JOB.save_minutes)}
 if PLAN.config.data.mirror:
     ENVIRONMENT["SABR_MIRROR"] = PLAN.config.data.mirror
-shell.prefix(
-    "".join(f"export {name}={quote(value)}; " for name, value in ENVIRONMENT.items())
+exports = "".join(
+    f"export {name}={quote(value)}; " for name, value in ENVIRONMENT.items()
 )
-ENV = "../../envs/run.yaml"
+shell.prefix(exports.replace("{", "{{").replace("}", "}}"))  # which it formats
+# For the scripts that end the making of a conda environment.
+os.environ["SABR_SOURCE"] = str(workflow.basedir)
+ENV = f"../../envs/{'gpu' if JOB.gpus else 'run'}.yaml"
 REPORT_ENV = "../../envs/report.yaml"
 
 
