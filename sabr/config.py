@@ -23,7 +23,7 @@ Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
 class LambdaSweep(Strict):
-    """One method, trained at several lambda_ratio; main rows that fit are used again. No `seeds`: all of the run."""
+    """One method, trained at several lambda_ratio; other rows that fit are used again. No `seeds`: all of the run."""
 
     setting: Name
     method: Name
@@ -243,18 +243,18 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
         return merged(Run, scale.file, {}, own).methods  # type: ignore[no-any-return]
 
     main = [row(s, m, seed) for s in run.settings for m in methods(s) for seed in run.seeds]
-    sweep = []
-    if run.lambda_sweep is not None:
-        chosen = run.lambda_sweep
-        known = {(r.setting, r.training): r for r in main}
-        for value in chosen.values:
-            for seed in chosen.seeds or run.seeds:
-                added = row(chosen.setting, chosen.method, seed, {"lambda_ratio": value})
-                sweep.append(known.get((added.setting, added.training), added))
     comparisons = {
         name: tuple(row(c.setting, m, seed) for c in several for m in c.methods for seed in c.seeds or run.seeds)
         for name, several in compared.items()
     }
+    sweep = []
+    if run.lambda_sweep is not None:
+        chosen = run.lambda_sweep
+        known = {(r.setting, r.training): r for rows in (main, *comparisons.values()) for r in rows}
+        for value in chosen.values:
+            for seed in chosen.seeds or run.seeds:
+                added = row(chosen.setting, chosen.method, seed, {"lambda_ratio": value})
+                sweep.append(known.get((added.setting, added.training), added))
     paths: dict[str, Row] = {}
     for found in (*main, *sweep, *(row for rows in comparisons.values() for row in rows)):
         if paths.setdefault(found.path, found) != found:

@@ -106,6 +106,12 @@ ARCHITECTURES = {
     "cnn7": _cnn7((64, 64, 128, 128, 128), 512),
     "cnn7-narrow": _cnn7((32, 32, 64, 64, 64), 216),
     "cnn7-wide": _cnn7((96, 96, 192, 192, 192), 512),
+    # The medium network of Gowal et al. (2018), with batch norm.
+    "cnn-medium": Architecture(
+        (Convolution(32), Convolution(32, 4, 2), Convolution(64), Convolution(64, 4, 2)), (512, 512)
+    ),
     "cnn-small": Architecture((Convolution(16, 4, 2), Convolution(32, 4, 2)), (100,)),
+    "cnn-small-narrow": Architecture((Convolution(8, 4, 2), Convolution(16, 4, 2)), (50,)),
+    "cnn-small-wide": Architecture((Convolution(32, 4, 2), Convolution(64, 4, 2)), (200,)),
     "cnn-tiny": Architecture((Convolution(8, 4, 2), Convolution(8, 4, 2)), (32,)),
 }
