@@ -19,8 +19,8 @@ rule attack:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=JOB.memory_mb,
-        runtime=JOB.minutes,
+        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
         gpu=JOB.gpus,
     params:
         data=data_folder,

@@ -1,6 +1,11 @@
 """Datasets: fetched, checked, decoded once."""
 
 
+# On the machine that Snakemake runs on, as a cluster's nodes often have no internet.
+localrules:
+    data,
+
+
 rule data:
     output:
         source=f"{DATA}/{{dataset}}/source.json",

@@ -39,7 +39,7 @@ rule train:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=JOB.memory_mb,
+        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
         runtime=JOB.minutes,
         gpu=JOB.gpus,
     params:
