@@ -24,6 +24,7 @@ localrules:
     figures,
     training_spec,
     setting_spec,
+    method_spec,
     merge,
     records,
 

@@ -109,12 +109,16 @@ class Config(Strict):
 
 @dataclass(frozen=True)
 class Row:
-    """One network: how it is trained and certified, and the folder of its results below the scale's."""
+    """One network: how it is trained and certified, and the folder of its results below the scale's.
+
+    `limited` says that its method is certified within limits of its own, and not within the setting's.
+    """
 
     setting: str
     method: str
     training: TrainingSpec
     certification: CertificationSpec
+    limited: bool
 
     @property
     def setting_path(self) -> str:
@@ -126,6 +130,11 @@ class Row:
     def path(self) -> str:
         """Folder of the row: dataset/eps-.../method/seed-..."""
         return f"{self.setting_path}/{self.method}/seed-{self.training.seed}"
+
+    @property
+    def certification_path(self) -> str:
+        """File below the scale's folder that says how it is certified: the setting's, or its method's own."""
+        return f"{self.setting_path}/{f'{self.method}/' if self.limited else ''}certification.json"
 
     def shards(self, size: int) -> list[tuple[int, int]]:
         """Cut the certified images into (first, last + 1) pairs of at most `size`."""
@@ -300,10 +309,14 @@ def _row(setting: str, method: str, seed: int, own: Layer, layers: list[Layer], 
         layer.check_keys(set(Training.model_fields) - {"dataset"})
     for layer in layers:
         layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
-    spec = merged(METHODS[objective], where, {}, [part.without("like", "training") for part in parts])
+    limits = [part.part("certification") for part in parts]
+    for layer in limits:
+        layer.check_keys({"complete", "shard_minutes"})
+    spec = merged(METHODS[objective], where, {}, [part.without("like", "training", "certification") for part in parts])
     training = merged(Training, where, dataset, trained)
     tested = {**dataset, "eps": own.content.get("eps"), "seed": 0}
-    certification = merged(Certification, where, tested, [layer.part("certification") for layer in layers])
+    shared = [layer.part("certification") for layer in layers]
+    certification = merged(Certification, where, tested, [*shared, *limits])
     if certification.validation_images not in (None, training.validation_images):
         raise SabrError(
             f"{where}: certification.validation_images is {certification.validation_images}, but "
@@ -315,6 +328,7 @@ def _row(setting: str, method: str, seed: int, own: Layer, layers: list[Layer], 
         name,
         TrainingSpec(**training.model_dump(), method=spec.model_dump(), seed=seed),
         CertificationSpec(**certification.model_dump()),
+        limited=any(layer.content for layer in limits),
     )
 
 

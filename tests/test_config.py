@@ -138,6 +138,29 @@ def test_a_sweep_uses_main_rows_again():
     assert resolved.sweep[0].training.method.lambda_ratio == 0.1
 
 
+def test_a_sweep_uses_rows_of_comparisons_again():
+    resolved = plan("laptop")
+    assert [row.method for row in resolved.sweep if row.training.method.lambda_ratio == 0.05] == ["sabr-ablation"]
+    assert "sabr-ablation" not in {row.method for row in resolved.main}
+
+
+def test_a_method_may_be_certified_within_limits_of_its_own():
+    limits = {"shard_minutes": 7, "complete": None}
+    limits["complete"] = plan().main[0].certification.complete.model_dump() | {"seconds": 9}
+    rows = {row.method: row for row in plan(methods={"pgd": {"certification": limits}}).main}
+    own, other = rows["pgd"], rows["ibp"]
+    assert (own.certification.shard_minutes, own.certification.complete.seconds) == (7, 9)
+    assert (own.certification_path, other.certification_path) == (
+        "mnist/eps-0.1/pgd/certification.json",
+        "mnist/eps-0.1/certification.json",
+    )
+    assert other == next(row for row in plan().main if row.method == "ibp")
+    # The same images and the same quick attack for all.
+    assert own.certification.attack_spec == other.certification.attack_spec
+    with pytest.raises(SabrError, match="methods.pgd.certification.images: unknown key; allowed: complete, shard_min"):
+        plan(methods={"pgd": {"certification": {"images": 10}}})
+
+
 def test_two_networks_never_share_a_folder():
     from_sweep = {"objective": "sabr", "initialisation": "intervals", "warmup_weight": 0, "lambda_ratio": 0.3}
     method = from_sweep | {"l1": 0, "relu_shrinkage": None, "attack": {"steps": [{"count": 1, "size": 1}]}}

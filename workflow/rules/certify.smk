@@ -19,9 +19,34 @@ rule setting_spec:
         gpu=0,
     params:
         kind="{kind}",
-        json=lambda wildcards: setting_of(wildcards)[wildcards.kind].model_dump_json(),
+        json=lambda wildcards: test_of(
+            f"{wildcards.dataset}/{wildcards.eps}/{wildcards.kind}.json"
+        ).model_dump_json(),
     shell:
         "sabr spec {params.kind:q} {params.json:q} --output {output:q} &> {log:q}"
+
+
+# Of a method that is certified within limits of its own.
+rule method_spec:
+    output:
+        f"{SETTING}/{{method}}/certification.json",
+    log:
+        f"{SETTING}/{{method}}/logs/certification.log",
+    benchmark:
+        f"{SETTING}/{{method}}/logs/certification.tsv"
+    conda:
+        REPORT_ENV
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+        gpu=0,
+    params:
+        json=lambda wildcards: test_of(
+            f"{wildcards.dataset}/{wildcards.eps}/{wildcards.method}/certification.json"
+        ).model_dump_json(),
+    shell:
+        "sabr spec certification {params.json:q} --output {output:q} &> {log:q}"
 
 
 # Its verdicts lie in shards/A-B.journal until it is done, which Snakemake must not know: it deletes what a failed job
@@ -30,7 +55,7 @@ rule certify:
     input:
         model=ancient(f"{ROW}/model.pt"),
         sidecar=f"{ROW}/model.json",
-        spec=f"{SETTING}/certification.json",
+        spec=lambda wildcards: f"{RESULTS}/{row_of(wildcards).certification_path}",
         attack=f"{ROW}/attack.csv",
         attack_sidecar=f"{ROW}/attack.json",
         data=ancient(f"{DATA}/{{dataset}}/test.pt"),

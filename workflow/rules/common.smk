@@ -23,13 +23,11 @@ ROW = f"{SETTING}/{{method}}/seed-{{seed}}"
 DATA = PLAN.config.data.folder
 CONFIG = f"{workflow.basedir}/config"
 JOB = PLAN.run.job
-SETTINGS = {
-    row.setting_path: {
-        "attack": row.certification.attack_spec,
-        "certification": row.certification,
-    }
-    for row in PLAN.rows.values()
-}
+# How networks are attacked and certified, by the file that says so; most of a setting share theirs.
+TESTS = {}
+for row in PLAN.rows.values():
+    TESTS[f"{row.setting_path}/attack.json"] = row.certification.attack_spec
+    TESTS[row.certification_path] = row.certification
 # Not parameters of the rules: whatever they are, the results are the same.
 ENVIRONMENT = {"SABR_SAVE_MINUTES": str(JOB.save_minutes)}
 if PLAN.config.data.mirror:
@@ -52,11 +50,7 @@ def refuse_foreign_results():
     asked = {
         f"{RESULTS}/{path}/run.json": row.training for path, row in PLAN.rows.items()
     }
-    asked |= {
-        f"{RESULTS}/{path}/{kind}.json": spec
-        for path, specs in SETTINGS.items()
-        for kind, spec in specs.items()
-    }
+    asked |= {f"{RESULTS}/{path}": spec for path, spec in TESTS.items()}
     for file, spec in asked.items():
         recorded = (
             Path(".snakemake/metadata") / urlsafe_b64encode(file.encode()).decode()
@@ -99,12 +93,11 @@ def row_of(wildcards):
     return PLAN.rows[path]
 
 
-def setting_of(wildcards):
-    """How all networks of the setting that the wildcards name are attacked and certified."""
-    path = f"{wildcards.dataset}/{wildcards.eps}"
-    if path not in SETTINGS:
+def test_of(path):
+    """How the networks are tested whose file `path`, below the scale's folder, says so."""
+    if path not in TESTS:
         raise WorkflowError(f"{path} is not part of this configuration")
-    return SETTINGS[path]
+    return TESTS[path]
 
 
 def shards_of(suffix):
