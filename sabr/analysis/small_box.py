@@ -86,24 +86,25 @@ def study(
                 bounds = propagate(first, box).output
                 tables.append(_points(layer, name, "lower", bounds.lower))
                 tables.append(_points(layer, name, "upper", bounds.upper))
-                tables.append(_points(layer, name, "grid", forward(first, _grid(box, resolution)), resolution))
+                tables.append(_points(layer, name, "grid", forward(first, grid(box, resolution)), resolution))
             tables.append(_points(layer, "image", "clean", forward(first, centre)))
             tables.append(_points(layer, "image", "adversarial", forward(first, adversarial)))
     return pd.concat(tables, ignore_index=True)
 
 
-def _grid(box: Box, resolution: int) -> Tensor:
+def grid(box: Box, resolution: int) -> Tensor:
+    """(resolution ** 2, 2) points of one box (1, 2), row by row."""
     along = torch.linspace(0, 1, resolution)
     unit = torch.cartesian_prod(along, along)
     return box.lower + unit * (box.upper - box.lower)
 
 
-def _points(layer: str, region: str, kind: str, points: Tensor, resolution: int = 1) -> pd.DataFrame:
+def points_of(layer: str, kind: str, points: Tensor, resolution: int = 1) -> pd.DataFrame:
+    """Points (P, 2) of one layer with their places in a grid: layer, kind, row, column, x, y."""
     index = pd.RangeIndex(len(points))
     return pd.DataFrame(
         {
             "layer": layer,
-            "region": region,
             "kind": kind,
             "row": index // resolution,
             "column": index % resolution,
@@ -111,3 +112,9 @@ def _points(layer: str, region: str, kind: str, points: Tensor, resolution: int 
             "y": points[:, 1].numpy(),
         }
     )
+
+
+def _points(layer: str, region: str, kind: str, points: Tensor, resolution: int = 1) -> pd.DataFrame:
+    table = points_of(layer, kind, points, resolution)
+    table.insert(1, "region", region)
+    return table

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch, Polygon, Rectangle
 
 from sabr.report.drawing import finish, some
 from sabr.report.style import Style, styled
@@ -18,6 +18,8 @@ _REGIONS: dict[str, tuple[str, str, Literal["-", "--"]]] = {
     "ball": ("#BFE1F5", "#0072B2", "--"),
     "small": ("#E69F00", "#7A3B00", "-"),
 }
+# Face and edge of what linear bounds leave possible.
+_RELAXED, _RELAXED_EDGE = "#CFE8DF", "#009E73"
 _POINTS = {"clean": "o", "adversarial": "X"}
 
 
@@ -91,6 +93,50 @@ def small_box(data: pd.DataFrame, title: str, style: Style) -> Figure:
     for kind, marker in _POINTS.items():
         handles.append(Line2D([], [], color="black", marker=marker, linestyle="", label=f"{kind} point"))
     handles.append(Patch(facecolor="none", edgecolor="#8C8C8C", hatch="//////", linewidth=0, label="another class"))
+    return finish(figure, title, handles)
+
+
+@styled
+def box_vs_relaxation(data: pd.DataFrame, title: str, style: Style) -> Figure:
+    """A ball through a small network: its exact image, what linear bounds leave possible, and its interval bounds.
+
+    Parameters
+    ----------
+    data
+        What `sabr.analysis.box_vs_relaxation.study` returns, or the same read from CSV.
+    title
+        Says that it is an illustration.
+    style
+        Widths.
+
+    Returns
+    -------
+    Figure
+        One column wide, one panel per layer. In the output panel, outputs of another class than the clean point's
+        are hatched.
+    """
+    layers = list(some(data)["layer"].unique())
+    figure = Figure(figsize=(style.widths.column, 2.4))
+    for axes, layer in zip(figure.subplots(1, len(layers)), layers, strict=True):
+        part = data[data["layer"] == layer]
+        corners = part[part["kind"] == "relaxation"].sort_values("row")[["x", "y"]].to_numpy()
+        axes.add_patch(Polygon(corners, facecolor=_RELAXED, edgecolor=_RELAXED_EDGE, linewidth=1, zorder=1.5))
+        _region(axes, part, *_REGIONS["ball"])
+        clean = part[part["kind"] == "clean"].iloc[0]
+        axes.plot(clean["x"], clean["y"], "o", color="black", mec="white", mew=0.5, markersize=5, zorder=5)
+        axes.set(title=layer, xlabel="first neuron", xticks=[], yticks=[])
+        axes.margins(0.08)
+        if layer == layers[-1]:
+            _decision_boundary(axes, part)
+    figure.axes[0].set_ylabel("second neuron")
+    face, edge, line = _REGIONS["ball"]
+    handles = [
+        Patch(facecolor=face, label="ball, exact"),
+        Patch(facecolor=_RELAXED, edgecolor=_RELAXED_EDGE, label="ball, linear bounds"),
+        Line2D([], [], color=edge, linestyle=line, label="ball, intervals"),
+        Line2D([], [], color="black", marker="o", linestyle="", label="clean point"),
+        Patch(facecolor="none", edgecolor="#8C8C8C", hatch="//////", linewidth=0, label="another class"),
+    ]
     return finish(figure, title, handles)
 
 
