@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sabr.errors import SabrError
 from sabr.layers import Layer, Origins, merged, read_yaml, validate
@@ -91,18 +91,32 @@ class Run(Strict):
     job: Job
 
 
+def _place(path: str) -> str:
+    if not path or not path.isprintable() or set(path) & set("{}"):
+        raise ValueError(f"{path!r} is not allowed: a path without braces, line breaks and the like is needed here")
+    return path
+
+
+# Braces would be wildcards to Snakemake.
+Place = Annotated[str, AfterValidator(_place)]
+
+
 class Data(Strict):
     """Where datasets are kept, and where they may come from."""
 
-    folder: str
+    folder: Place
     mirror: str | None
 
 
 class Config(Strict):
-    """The keys of `config/config.yaml`."""
+    """The keys of `config/config.yaml`.
+
+    `checkpoints` names a folder in `results` whose networks and verdicts are taken instead of being made.
+    """
 
     scale: Name
-    results: str
+    results: Place
+    checkpoints: Name | None = None
     data: Data
     overrides: dict[str, Any]
 

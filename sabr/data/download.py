@@ -40,7 +40,7 @@ def download(url: str, target: Path, digest: Digest) -> Path:
     Parameters
     ----------
     url
-        An http or https address; redirections are followed.
+        An http or https address; redirections are followed, but not from https to http.
     target
         Where the file is to be; its folder is made.
     digest
@@ -103,6 +103,8 @@ def _receive(client: httpx.Client, url: str, part: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             headers["If-Range"] = tag.read_text(encoding="ascii")
     with client.stream("GET", url, headers=headers) as response:
+        if url.startswith("https:") and response.url.scheme != "https":
+            raise Unavailable(f"{url} leads to {response.url}, which is not encrypted")
         if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
             if response.is_error:
                 raise Unavailable(f"{url} answers {response.status_code} {response.reason_phrase}")

