@@ -32,8 +32,8 @@ from sabr.data.datasets import Split
 from sabr.kernels import compile_kernels
 from sabr.layers import read_yaml
 from sabr.machine import use
-from sabr.networks.affine import folded_steps
-from sabr.networks.steps import forward
+from sabr.networks.affine import as_module, folded_steps
+from sabr.networks.steps import ScaleStep
 from sabr.settings import DATASETS
 from sabr.specs import TrainingSpec
 from sabr.training.metrics import EpochRecord
@@ -95,7 +95,7 @@ def specifications(dataset: str, scale: str, batch_size: int | None) -> Iterator
     changes = {
         "scale": scale,
         "overrides": {
-            "run": {"settings": [SETTINGS[dataset]], "methods": METHODS, "lambda_sweep": None},
+            "run": {"settings": [SETTINGS[dataset]], "methods": METHODS, "lambda_sweep": None, "comparisons": {}},
             "training": {} if batch_size is None else {"batch_size": batch_size},
         },
     }
@@ -134,17 +134,19 @@ def stepper(spec: TrainingSpec, split: Split, phase: str, device: torch.device) 
 
 
 def yardstick(spec: TrainingSpec, split: Split, device: torch.device) -> Callable[[], None]:
-    """One evaluation pass: batch norm folded, no gradients, channels-last, the same batch."""
+    """One evaluation pass by torch's own layers: batch norm folded, no gradients, channels-last, the same batch."""
     network = initial_network(spec, device)
     dataset = DATASETS[spec.dataset]
     images, _ = next(TrainingBatches(split, dataset, spec.batch_size, seed=0, device=device).epoch())
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         steps = folded_steps(network)
+    first = [network[0]] if isinstance(steps[0], ScaleStep) else []  # the normalisation
+    plain = torch.nn.Sequential(*first, as_module(steps[len(first) :])).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def run() -> None:
-        forward(steps, images)
+        plain(images)
 
     return run
 

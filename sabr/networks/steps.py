@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sabr.networks.products import product
+
 # Up to as many input channels a matrix product beats the library's gradient of a convolution (measured on CPUs).
 _FEW_CHANNELS = 4
 
@@ -68,8 +70,8 @@ class LinearStep:
     bias: Tensor
 
     def apply(self, points: Tensor) -> Tensor:
-        """W x + b for each point."""
-        return F.linear(points, self.weight, self.bias)
+        """W x + b for each point, (N, ...)."""
+        return _Linear.apply(points, self.weight, self.bias)  # type: ignore[no-any-return]
 
     def spread(self, radius: Tensor) -> Tensor:
         """|W| r."""
@@ -77,7 +79,24 @@ class LinearStep:
 
     def pull(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """W^T g."""
-        return gradient @ self.weight
+        return product(gradient, self.weight)
+
+
+class _Linear(torch.autograd.Function):
+    """W x + b."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(points, weight)
+        return product(points, weight.t(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        points, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        towards_points = product(gradient, weight) if ctx.needs_input_grad[0] else None
+        towards_weight = product(gradient.t(), points) if ctx.needs_input_grad[1] else None
+        return towards_points, towards_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class _AbsoluteLinear(torch.autograd.Function):
@@ -87,13 +106,14 @@ class _AbsoluteLinear(torch.autograd.Function):
     def forward(ctx: Any, radius: Tensor, weight: Tensor) -> Tensor:
         absolute = weight.abs()
         ctx.save_for_backward(radius, weight, absolute)
-        return F.linear(radius, absolute)
+        return product(radius, absolute.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         radius, weight, absolute = ctx.saved_tensors
-        towards_radius = gradients[0] @ absolute if ctx.needs_input_grad[0] else None
-        towards_weight = (gradients[0].t() @ radius).mul_(weight.sign()) if ctx.needs_input_grad[1] else None
+        (gradient,) = gradients
+        towards_radius = product(gradient, absolute) if ctx.needs_input_grad[0] else None
+        towards_weight = product(gradient.t(), radius).mul_(weight.sign()) if ctx.needs_input_grad[1] else None
         return towards_radius, towards_weight
 
 
