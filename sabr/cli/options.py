@@ -7,6 +7,7 @@ import typer
 
 PUBLISHED = Path("config/published.yaml")
 FIGURES = Path("config/figures.yaml")
+CLAIMS = Path("config/claims.yaml")
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared datasets.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write; there whole or not at all.")]
@@ -14,5 +15,6 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads to c
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
 Title = Annotated[str, typer.Option("--scale", "--title", help="The scale in words, for titles and captions.")]
 StyleFile = Annotated[Path, typer.Option("--style", help="Labels, colours, widths.")]
+OutlineFile = Annotated[Path, typer.Option("--outline", help="What `sabr outline` wrote.")]
 PublishedFile = Annotated[Path, typer.Option("--published", help="Published numbers.")]
 SpecFile = Annotated[Path, typer.Option("--spec", help="What `sabr spec` wrote: attack.json, certification.json.")]

@@ -1,20 +1,59 @@
 """Commands that show: recorded results as tidy tables, the paper's tables and figures."""
 
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import FIGURES, PUBLISHED, Output, PublishedFile, StyleFile, Title
+from sabr.cli.options import CLAIMS, FIGURES, PUBLISHED, OutlineFile, Output, PublishedFile, StyleFile, Title
 from sabr.errors import SabrError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sabr.report.tables.layout import Context, Table
+
+    TableMaker = tuple[Callable[[Path], pd.DataFrame], Callable[[pd.DataFrame, Context], Table]]
 
 FigureName = StrEnum(
     "FigureName",
-    ["accuracies", "training-curves", "lambda-sweep", "cascade", "time-limit", "box-growth", "small-box"],
+    [
+        "accuracies",
+        "training-curves",
+        "lambda-sweep",
+        "cascade",
+        "time-limit",
+        "box-growth",
+        "small-box",
+        "box-vs-relaxation",
+        "loss-lambda",
+        "relu-inputs",
+        "box-sizes",
+        "eps-curve",
+    ],
 )
+
+TableName = StrEnum(
+    "TableName",
+    ["table1", "table2", "table3", "table4", "shrinking", "widths", "long", "times", "seeds", "protocol"],
+)
+
+
+@app.command()
+def outline(
+    json: Annotated[str, typer.Argument(metavar="JSON", help="The scale's title, and all networks with their parts.")],
+    output: Output,
+) -> None:
+    """Check and write down what was planned: it tells tables and claims what belongs to them, and what is missing."""
+    from sabr.files import write_json
+    from sabr.report import outline as outlines
+
+    write_json(output, outlines.parse(json).model_dump(mode="json"))
 
 
 @app.command()
@@ -24,49 +63,108 @@ def collect(
     histories: Annotated[Path, typer.Option(help="CSV to write: every network's metrics per epoch.")],
     stages: Annotated[Path, typer.Option(help="CSV to write: what each stage of certification did, and its time.")],
     limits: Annotated[Path, typer.Option(help="CSV to write: what is certified within shorter time limits.")],
+    pairs: Annotated[Path, typer.Option(help="CSV to write: every two networks of a setting on the same images.")],
+    protocol: Annotated[Path, typer.Option(help="CSV to write: every network's hyper-parameters.")],
+    provenance: Annotated[Path, typer.Option(help="JSON to write: versions, commits and machines.")],
 ) -> None:
-    """Check all recorded results and put them into tidy tables."""
-    from sabr.files import write_text
+    """Check all recorded results and put them into tidy tables; unfinished networks are said and left out."""
+    from sabr.files import write_json, write_text
+    from sabr.report import pairs as beside
+    from sabr.report import protocol as training
     from sabr.report import records
     from sabr.report import stages as effort
+    from sabr.report.rows import unfinished
 
+    for folder in rows:
+        if missing := unfinished(folder):
+            print(f"left out: {folder} has no {missing[0]}", file=sys.stderr)
+    rows = [folder for folder in rows if not unfinished(folder)]
     records.write(records.collect(rows), output)
     for path, found in (
         (histories, records.histories(rows)),
         (stages, effort.stages(rows)),
         (limits, effort.limits(rows)),
+        (pairs, beside.pairs(rows)),
+        (protocol, training.hyper_parameters(rows)),
     ):
         write_text(path, found.to_csv(index=False))
+    write_json(provenance, training.provenance(rows))
 
 
 @app.command()
 def table(
-    records_file: Annotated[Path, typer.Argument(metavar="RECORDS", help="What `sabr collect` wrote.")],
-    methods: Annotated[list[str], typer.Option("--method", help="A method to show; once for each.")],
-    scale: Title,
+    name: Annotated[TableName, typer.Argument(help="Which table.")],
+    source: Annotated[Path, typer.Argument(metavar="CSV", help="Its data: what `sabr collect` or `gather` wrote.")],
     outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Table to write: .csv, .md, .tex or .html.")],
+    outline_file: OutlineFile,
     published_file: PublishedFile = PUBLISHED,
     style_file: StyleFile = FIGURES,
 ) -> None:
-    """Write Table 1: our accuracies beside the published ones."""
+    """Write one table, with the published numbers beside ours."""
     from sabr.files import write_text
-    from sabr.report import published, records, style, tables
+    from sabr.report import outline, pairs, protocol, published, records, style
+    from sabr.report.tables import accuracies, layout, seeds, studies, times
+    from sabr.report.tables import protocol as settings
 
-    theirs = published.read(published_file)
-    numbers = tables.accuracies(
-        records.read(records_file), theirs[theirs["group"] == "table-1"], methods=methods, scale=scale
-    )
-    look = style.read(style_file)
-    render = {
-        ".csv": lambda: tables.to_csv(numbers),
-        ".md": lambda: tables.to_markdown(numbers, look),
-        ".tex": lambda: tables.to_latex(numbers, look),
-        ".html": lambda: tables.to_html(numbers, look),
+    def comparison(part: outline.Part, title: str) -> "TableMaker":
+        return records.read, functools.partial(accuracies.comparison, part, title)
+
+    kinds: dict[str, TableMaker] = {
+        "table1": (records.read, accuracies.table1),
+        "table2": (records.read, accuracies.table2),
+        "table3": (studies.read_alignment, studies.table3),
+        "table4": (studies.read_states, studies.table4),
+        "shrinking": comparison("shrinking", "ReLU shrinking"),
+        "widths": comparison("widths", "Widths"),
+        "long": comparison("long", "Long training"),
+        "times": (records.read, times.times),
+        "seeds": (pairs.read, seeds.seeds),
+        "protocol": (protocol.read, settings.hyper_parameters),
     }
+    read, make = kinds[name]
+    context = layout.Context(outline.read(outline_file), published.read(published_file), style.read(style_file))
+    made = make(read(source), context)
+    render = {".csv": layout.to_csv, ".md": layout.to_markdown, ".tex": layout.to_latex, ".html": layout.to_html}
+    _allowed(outputs, "a table", render)
     for path in outputs:
-        if path.suffix not in render:
-            raise SabrError(f"{path}: a table cannot be written as {path.suffix!r}; allowed: {', '.join(render)}")
-        write_text(path, render[path.suffix]())
+        write_text(path, render[path.suffix](made))
+
+
+@app.command()
+def claims(
+    records_file: Annotated[Path, typer.Option("--records", help="What `sabr collect` wrote.")],
+    pairs_file: Annotated[Path, typer.Option("--pairs", help="What `sabr collect --pairs` wrote.")],
+    outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Verdicts to write: .json or .md.")],
+    outline_file: OutlineFile,
+    study_files: Annotated[
+        list[Path] | None, typer.Option("--study", help="What `sabr gather` wrote, as STUDY.csv; once for each.")
+    ] = None,
+    claims_file: Annotated[Path, typer.Option("--claims", help="The claims and their checks.")] = CLAIMS,
+    published_file: PublishedFile = PUBLISHED,
+    style_file: StyleFile = FIGURES,
+) -> None:
+    """Check the paper's claims on recorded results."""
+    from sabr.files import write_json, write_text
+    from sabr.report import outline, pairs, published, records, rows, style
+    from sabr.report.claims import evaluate, model, quantities
+
+    _allowed(outputs, "claims", (".json", ".md"))
+    asked = model.read(claims_file)
+    results = quantities.Results(
+        outline=outline.read(outline_file),
+        records=records.read(records_file),
+        pairs=pairs.read(pairs_file),
+        studies={path.stem: rows.read_study(path) for path in study_files or ()},
+        published=published.read(published_file),
+        full_scale=asked.full_scale,
+        style=style.read(style_file),
+    )
+    judged = evaluate.evaluate(asked.claims, results)
+    for path in outputs:
+        if path.suffix == ".json":
+            write_json(path, evaluate.to_json(judged, results))
+        else:
+            write_text(path, evaluate.to_markdown(judged, results))
 
 
 @app.command()
@@ -84,7 +182,7 @@ def figure(
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sabr.report import effort, figures, illustrations, records, stages, style
+    from sabr.report import effort, figures, gathering, illustrations, records, stages, study_figures, style
 
     kinds: dict[str, tuple[Callable[[Path], pd.DataFrame], Callable[[pd.DataFrame, str, style.Style], Figure]]] = {
         "accuracies": (records.read, figures.accuracies),
@@ -94,6 +192,11 @@ def figure(
         "time-limit": (stages.read_limits, effort.time_limit),
         "box-growth": (pd.read_csv, illustrations.box_growth),
         "small-box": (pd.read_csv, illustrations.small_box),
+        "box-vs-relaxation": (pd.read_csv, illustrations.box_vs_relaxation),
+        "loss-lambda": (functools.partial(gathering.read, "loss-lambda"), study_figures.loss_lambda),
+        "relu-inputs": (functools.partial(gathering.read, "relu-inputs"), study_figures.relu_inputs),
+        "box-sizes": (functools.partial(gathering.read, "box-sizes"), study_figures.box_sizes),
+        "eps-curve": (functools.partial(gathering.read, "eps-curve"), study_figures.eps_curve),
     }
     read, draw = kinds[name]
     try:
@@ -108,3 +211,9 @@ def figure(
         raise SabrError(f"{source} is no table for the figure {name}: it has no column {error}") from error
     for path in outputs:
         style.save(drawn, path)
+
+
+def _allowed(paths: Iterable[Path], what: str, suffixes: Iterable[str]) -> None:
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise SabrError(f"{path}: {what} cannot be written as {path.suffix!r}; allowed: {', '.join(suffixes)}")

@@ -18,26 +18,68 @@ def _label(value: str) -> str:
 
 
 class Value(Strict):
-    """One accuracy in %; `quoted` when it was taken from the literature and not checked against its source."""
+    """A number; `quoted` when it was taken from the literature and not checked against its source."""
 
-    value: float = Field(ge=0, le=100)
+    value: float
     quoted: bool = False
 
 
+class Percent(Value):
+    """One in %."""
+
+    value: float = Field(ge=0, le=100)
+
+
+class Cosine(Value):
+    """A cosine similarity."""
+
+    value: float = Field(ge=-1, le=1)
+
+
+class Minutes(Value):
+    """A time in minutes."""
+
+    value: float = Field(gt=0)
+
+
 class Result(Strict):
-    """What is published of one method in one setting; eps as it is written: "0.1", "2/255"."""
+    """What is published of one method in one setting; eps as it is written: "0.1", "2/255".
+
+    Attributes
+    ----------
+    natural, certified
+        Accuracies.
+    cosine_clean, cosine_adversarial
+        Gradient alignment at clean and at adversarial images.
+    unstable_region
+        Share of unstable ReLUs over the whole region.
+    training_minutes
+        Time that training took.
+    """
 
     dataset: DatasetName
     eps: Annotated[str, BeforeValidator(str), AfterValidator(_label)]
     method: str = Field(min_length=1)
-    natural: Value | None = None
-    certified: Value | None = None
+    natural: Percent | None = None
+    certified: Percent | None = None
+    cosine_clean: Cosine | None = None
+    cosine_adversarial: Cosine | None = None
+    unstable_region: Percent | None = None
+    training_minutes: Minutes | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> "Result":
-        if self.natural is None and self.certified is None:
-            raise ValueError("natural or certified is needed")
+        if not self.numbers:
+            raise ValueError(f"a number is needed: {', '.join(MEASURES)}")
         return self
+
+    @property
+    def numbers(self) -> dict[str, Value]:
+        """The numbers that are given, by measure."""
+        return {name: value for name in MEASURES if (value := getattr(self, name)) is not None}
+
+
+MEASURES = tuple(name for name in Result.model_fields if name not in ("dataset", "eps", "method"))
 
 
 class Group(Strict):
@@ -65,8 +107,8 @@ def read(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One line per number: group ("table-1", "table-2", "later"), source, method, dataset, eps (as written), measure
-        ("natural" or "certified"), value in %, quoted.
+        One line per number: group ("table-1", "table-2", "table-3", "table-4", "times", "later"), source, method,
+        dataset, eps (as written), measure (one of `MEASURES`), value, quoted.
 
     Raises
     ------
@@ -82,8 +124,7 @@ def read(path: Path) -> pd.DataFrame:
             (group.group, group.source, result.method, result.dataset, result.eps, measure, number.value, number.quoted)
             for group in content.published
             for result in group.results
-            for measure, number in (("natural", result.natural), ("certified", result.certified))
-            if number is not None
+            for measure, number in result.numbers.items()
         ],
         columns=["group", "source", "method", "dataset", "eps", "measure", "value", "quoted"],
     )

@@ -40,6 +40,9 @@ _DTYPES = {
     "commit": "str",
     "certify_commit": "str",
     "torch": "str",
+    "processor": "str",
+    "device": "str",
+    "threads": "Int64",
 }
 
 
@@ -60,7 +63,8 @@ def collect(folders: Sequence[Path]) -> pd.DataFrame:
         and unknown: how many of those classified right are, so that natural = certified + refuted + unknown;
         unknown_because, reasons and how often; certified_interval and so on: how many were certified by that stage or
         one before it in that network's order (missing where the stage was not run); train_seconds, attack_seconds (of
-        the quick attack) and certify_seconds; commit and torch, of the training, and certify_commit.
+        the quick attack) and certify_seconds; commit, torch, processor, device and threads of the training, and
+        certify_commit.
 
     Raises
     ------
@@ -185,6 +189,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
 
 def _line(row: Row) -> dict[str, Any]:
     table, training, certification = row.verdicts, row.training, row.certification
+    machine = row.model["provenance"].get("machine", {})
     unknown = table[table["natural_correct"] & (table["reason"] != "")]
     by_stage: dict[str, Any] = dict.fromkeys(STAGE_COLUMNS.values(), pd.NA)
     for place, stage in enumerate(certification.stages):
@@ -212,6 +217,7 @@ def _line(row: Row) -> dict[str, Any]:
         "commit": row.model["provenance"]["commit"],
         "certify_commit": row.judged["provenance"]["commit"],
         "torch": row.model["provenance"]["versions"].get("torch"),
+        **{name: machine.get(name) for name in ("processor", "device", "threads")},
     }
 
 

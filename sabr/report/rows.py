@@ -14,6 +14,8 @@ from sabr.errors import SabrError
 from sabr.files import read_json
 from sabr.specs import PROOFS, CertificationSpec, TrainingSpec, differing_keys, first_problem, parse_eps, read_spec
 
+# What a finished row folder has.
+_FILES = ("run.json", "model.json", "history.csv", "attack.json", "verdicts.csv", "verdicts.json")
 # Stages that can refute, the quick attack of all images apart.
 _REFUTATIONS = ("attack", "complete")
 
@@ -68,6 +70,11 @@ def place_of(folder: Path) -> Place:
         raise SabrError(f"{folder} is not a folder of results; expected .../DATASET/eps-EPS/METHOD/seed-SEED")
     dataset, eps, method, seed = found.groups()
     return Place(dataset, eps.replace("_", "/"), method, int(seed))
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Files of a row folder that are not there yet; none: the network was trained, attacked and certified."""
+    return [name for name in _FILES if not (folder / name).is_file()]
 
 
 def read_row(folder: Path) -> Row:
@@ -134,6 +141,22 @@ def read_table(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
     """
     try:
         return pd.read_csv(path, usecols=list(dtypes), dtype=dict(dtypes))[list(dtypes)]
+    except OSError as error:
+        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SabrError(f"{path} is not the table it should be ({error}); delete it and run again") from error
+
+
+def read_study(path: Path) -> pd.DataFrame:
+    """Read the tidy CSV of a study; eps and layer are texts, all other columns what they look like.
+
+    Raises
+    ------
+    SabrError
+        When the file is missing or is no table.
+    """
+    try:
+        return pd.read_csv(path, dtype={"eps": "str", "layer": "str"})
     except OSError as error:
         raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -1,6 +1,7 @@
 """How figures and tables look: labels, order, colours, widths; and how a figure becomes a file."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, ParamSpec
@@ -47,7 +48,10 @@ class Style(Strict):
     stages: dict[str, Look]
 
     def method(self, name: str) -> Look:
-        """How a method looks; an unknown one goes by its own name, in grey."""
+        """How a method looks; "sabr-lambda-0.1" as sabr, with lambda; an unknown one goes by its own name, in grey."""
+        family, swept, ratio = name.partition("-lambda-")
+        if name not in self.methods and swept and family in self.methods:
+            return self.methods[family].model_copy(update={"label": f"{self.methods[family].label}, λ = {ratio}"})
         return self.methods.get(name) or Look(label=name)
 
     def measure(self, name: str) -> Look:
@@ -59,9 +63,15 @@ class Style(Strict):
         return self.stages.get(name) or Look(label=name)
 
     def order(self, methods: Iterable[str]) -> list[str]:
-        """The given methods, once each: known ones in the order of the file, then the others by name."""
+        """The given methods, once each: known ones in the order of the file, a sweep's by lambda, then the others."""
         known = list(self.methods)
-        return sorted(set(methods), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+        def place(name: str) -> tuple[int, float, str]:
+            family, _, ratio = name.partition("-lambda-")
+            found = known.index(name) if name in known else known.index(family) if family in known else len(known)
+            return found, float(ratio) if re.fullmatch(r"[0-9.]+", ratio) else -1.0, name
+
+        return sorted(set(methods), key=place)
 
     def setting(self, dataset: str, eps: str) -> str:
         """Label of a setting, such as "MNIST, ε = 0.1"; `eps` as it is written."""

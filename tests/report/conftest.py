@@ -11,7 +11,8 @@ import pytest
 from sabr.certification.verdicts import COLUMNS, read, write
 from sabr.config import resolve
 from sabr.layers import read_yaml
-from sabr.report import published, style
+from sabr.report import outline, published, style
+from sabr.report.tables.layout import Context
 from sabr.specs import TRAINING_REVISION
 
 ATTACK = {"steps": [{"count": 4, "size": 0.5}]}
@@ -136,3 +137,28 @@ def looks() -> style.Style:
 @pytest.fixture(scope="session")
 def literature() -> pd.DataFrame:
     return published.read(CONFIG / "published.yaml")
+
+
+@pytest.fixture
+def plan() -> Callable[..., outline.Outline]:
+    """An outline: each network as "mnist-eps-0.1/sabr/1", or with parts of the plan after it: ".../1/main sweep"."""
+
+    def make(*networks: str, title: str = "tiny scale: 60_000 images & 3 epochs") -> outline.Outline:
+        rows = []
+        for network in networks:
+            setting, method, seed, *parts = network.split("/")
+            dataset, _, eps = setting.partition("-eps-")
+            place = {"dataset": dataset, "eps": eps.replace("_", "/"), "method": method, "seed": int(seed)}
+            rows.append(place | {"parts": parts[0].split() if parts else ["main"]})
+        content = {"scale": "tiny", "title": title, "overrides": {}, "rows": rows}
+        return outline.parse(json.dumps(content))
+
+    return make
+
+
+@pytest.fixture
+def context(
+    plan: Callable[..., outline.Outline], literature: pd.DataFrame, looks: style.Style
+) -> Callable[..., Context]:
+    """What tables put results into, for a plan as `plan` takes it."""
+    return lambda *networks, **more: Context(plan(*networks, **more), literature, looks)

@@ -195,7 +195,14 @@ def test_style(looks: style.Style, tmp_path: Path) -> None:
     grey = sorted(np.dot([int(look.colour[i : i + 2], 16) for i in (1, 3, 5)], (0.299, 0.587, 0.114)) for look in drawn)
     assert np.diff(grey).min() > 25  # of 255
     everything = [(look.colour, look.marker, look.line) for look in looks.methods.values() if look.marker != "*"]
-    assert len(everything) == len(set(everything)) == len(METHODS)
+    assert len(everything) == len(set(everything))
+    assert set(METHODS) <= set(looks.methods)
+    assert looks.method("sabr-lambda-0.1").label == "SABR, λ = 0.1"
+    assert looks.order(["sabr-lambda-1", "ibp", "sabr-lambda-0.2", "sabr"])[1:] == [
+        "sabr",
+        "sabr-lambda-0.2",
+        "sabr-lambda-1",
+    ]
     bad = tmp_path / "figures.yaml"
     bad.write_text(
         "widths: {column: 3.3, page: 6.9}\ndatasets: {}\nmeasures: {}\nstages: {}\n"

@@ -195,18 +195,40 @@ def test_interval_properties(case: tuple[int, int]) -> None:
 
 def test_the_reports_commands_never_import_torch(make_row: MakeRow, tmp_path: Path) -> None:
     folder = make_row()
-    collect = ["collect", str(folder), "-o", "r.csv", "--histories", "h.csv", "--stages", "s.csv", "--limits", "l.csv"]
-    look = ["--title", "t", "--style", str(CONFIG / "figures.yaml")]
-    table = ["table", "r.csv", "--method", "sabr", *look, "--published", str(CONFIG / "published.yaml"), "-o", "t.md"]
+    other = make_row("ibp")
+    files = {"histories": "h.csv", "stages": "s.csv", "limits": "l.csv", "pairs": "p.csv", "protocol": "t.csv"}
+    collect = [
+        "collect",
+        str(folder),
+        str(other),
+        str(tmp_path / "mnist" / "eps-0.1" / "pgd" / "seed-1"),
+        "-o",
+        "r.csv",
+    ]
+    collect += [word for option, file in files.items() for word in (f"--{option}", file)] + ["--provenance", "v.json"]
+    plan = {"scale": "tiny", "title": "t", "overrides": {}}
+    rows = [{"dataset": "mnist", "eps": "0.1", "method": m, "seed": 1, "parts": ["main"]} for m in ("sabr", "ibp")]
+    outline = ["outline", json.dumps(plan | {"rows": rows}), "-o", "o.json"]
+    style = ["--style", str(CONFIG / "figures.yaml")]
+    beside = [*style, "--published", str(CONFIG / "published.yaml"), "--outline", "o.json"]
+    tables = [
+        ["table", name, f"{source}.csv", *beside, "-o", f"{name}.md"]
+        for name, source in (("table1", "r"), ("table2", "r"), ("times", "r"), ("seeds", "p"), ("protocol", "t"))
+    ]
+    claims = ["claims", "--records", "r.csv", "--pairs", "p.csv", *beside, "--claims", str(CONFIG / "claims.yaml")]
     figures = [
-        ["figure", name, f"{source}.csv", *look, "-o", f"{name}.png"]
+        ["figure", name, f"{source}.csv", "--title", "t", *style, "-o", f"{name}.png"]
         for name, source in (("accuracies", "r"), ("training-curves", "h"), ("cascade", "s"), ("time-limit", "l"))
     ]
     code = (
         "import sys; from sabr.cli import app\n"
-        f"for command in {[collect, table, *figures]!r}: app(command, standalone_mode=False)\n"
+        f"for command in {[outline, collect, *tables, [*claims, '-o', 'c.json'], *figures]!r}: app(command, standalone_mode=False)\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert "left out: " in done.stderr and "pgd/seed-1 has no run.json" in done.stderr
     made = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert made == {"r.csv", "h.csv", "s.csv", "l.csv", "t.md"} | {f"{name}.png" for _, name, *_ in figures}
+    assert made == {"o.json", "r.csv", "v.json", "c.json", *files.values()} | {
+        *(f"{name}.md" for _, name, *_ in tables),
+        *(f"{name}.png" for _, name, *_ in figures),
+    }

@@ -1,4 +1,43 @@
-"""All verdicts of the plan as tidy tables."""
+"""What was planned, and all verdicts of the plan as tidy tables."""
+
+import json
+
+
+def outline():
+    """The plan as tables, claims and the report need it: each network once, with the parts that it is for."""
+    parts = {"main": PLAN.main, "sweep": PLAN.sweep, **PLAN.comparisons}
+    rows = [
+        {
+            "dataset": row.certification.dataset,
+            "eps": row.setting.partition("-eps-")[2].replace("_", "/"),
+            "method": row.method,
+            "seed": row.training.seed,
+            "parts": [name for name, rows in parts.items() if row in rows],
+        }
+        for row in PLAN.rows.values()
+    ]
+    top = {"scale": PLAN.config.scale, "title": PLAN.title}
+    return json.dumps(top | {"overrides": PLAN.config.overrides, "rows": rows})
+
+
+rule outline:
+    output:
+        f"{RESULTS}/outline.json",
+    log:
+        f"{RESULTS}/logs/outline.log",
+    benchmark:
+        f"{RESULTS}/logs/outline.tsv"
+    conda:
+        REPORT_ENV
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+        gpu=0,
+    params:
+        json=outline(),
+    shell:
+        "sabr outline {params.json:q} --output {output:q} &> {log:q}"
 
 
 rule records:
@@ -14,6 +53,9 @@ rule records:
         histories=f"{RESULTS}/histories.csv",
         stages=f"{RESULTS}/stages.csv",
         limits=f"{RESULTS}/limits.csv",
+        pairs=f"{RESULTS}/pairs.csv",
+        protocol=f"{RESULTS}/protocol.csv",
+        provenance=f"{RESULTS}/provenance.json",
     log:
         f"{RESULTS}/logs/records.log",
     benchmark:
@@ -29,4 +71,5 @@ rule records:
         rows=[f"{RESULTS}/{path}" for path in PLAN.rows],
     shell:
         "sabr collect {params.rows:q} --output {output.records:q} --histories {output.histories:q}"
-        " --stages {output.stages:q} --limits {output.limits:q} &> {log:q}"
+        " --stages {output.stages:q} --limits {output.limits:q} --pairs {output.pairs:q}"
+        " --protocol {output.protocol:q} --provenance {output.provenance:q} &> {log:q}"
