@@ -105,7 +105,7 @@ class Data(Strict):
     """Where datasets are kept, and where they may come from."""
 
     folder: Place
-    mirror: str | None
+    mirror: Place | None
 
 
 class Config(Strict):
