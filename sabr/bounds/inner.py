@@ -68,15 +68,18 @@ def crown_inputs(
                 high = torch.minimum(high + slack, upper[own, at])
                 lower[own, at], upper[own, at] = torch.minimum(low, high), high
         bounds[number] = Box(unflat(lower, shapes[-1]), unflat(upper, shapes[-1]))
-        lines[number] = _Lines(*(_by_pixel(part) for part in relax(bounds[number])))
+        line = relax(bounds[number])
+        lines[number] = _Lines(
+            _by_pixel(line.lower_slope), _by_pixel(line.upper_slope - line.lower_slope), _by_pixel(line.upper_offset)
+        )
     return [Box(b.lower, b.upper) for b in bounds]
 
 
 class _Lines(NamedTuple):
-    """The lines of one ReLU layer of N images, each `_by_pixel`."""
+    """The lines of one ReLU layer of N images, each `_by_pixel`; `difference` is the upper slope less the lower one."""
 
     lower_slope: Tensor
-    upper_slope: Tensor
+    difference: Tensor
     upper_offset: Tensor
 
 
@@ -109,16 +112,40 @@ class _Relaxing(Walk):
         return low, -high
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
-        lines = self.lines[number]
         values = _pixels(rows.values)
-        lower_slope, upper_slope, offset = (_seen(part, rows, shape) for part in lines)
-        falling = values.clamp(max=0)
-        self.constant = self.constant + (falling * offset).view(len(rows.image), -1).sum(1)
-        passed = (values - falling).mul_(lower_slope).add_(falling.mul_(upper_slope))
+        count = len(rows.image)
+        if rows.corner is None:
+            lines = [part[:-1].view(-1, values.numel() // count) for part in self.lines[number]]
+            passed, constant = _replaced_by_image(values.view(count, -1), rows.image, *lines)
+        else:
+            where = windows(rows, shape, (len(self.lines[number].upper_offset) - 1) // (shape[1] * shape[2]))
+            # The gathered slopes are overwritten: a new tensor costs more than the product.
+            passed, difference, offset = (part.index_select(0, where) for part in self.lines[number])
+            falling = values.clamp(max=0)
+            constant = (falling * offset).view(count, -1).sum(1)
+            passed.mul_(values).addcmul_(falling, difference)
+        self.constant = self.constant + constant
         if rows.values.dim() == 2:
-            return rows._replace(values=passed.view_as(rows.values))
-        count, channels, height, width = rows.values.shape
+            return rows._replace(values=passed)
+        channels, height, width = rows.values.shape[1:]
         return rows._replace(values=passed.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _replaced_by_image(
+    values: Tensor, image: Tensor, lower_slope: Tensor, difference: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows (R, K) of whole outputs as rows of inputs, and what that adds to their constants; lines are (N, K).
+
+    The rows of one image, which stand together, share its lines, so that these need not be copied for each row.
+    """
+    passed, constant = torch.empty_like(values), values.new_empty(len(values))
+    images, counts = torch.unique_consecutive(image, return_counts=True)
+    parts = (torch.split(t, counts.tolist()) for t in (values, passed, constant))
+    for own, rows, result, total in zip(images.tolist(), *parts, strict=True):
+        falling = rows.clamp(max=0)
+        torch.mv(falling, offset[own], out=total)
+        torch.mul(rows, lower_slope[own], out=result).addcmul_(falling, difference[own])
+    return passed, constant
 
 
 def _by_pixel(values: Tensor) -> Tensor:

@@ -128,8 +128,9 @@ class Walk:
     def back(self, steps: Sequence[Step], rows: Rows, shapes: Sequence[Sequence[int]]) -> Rows:
         """Rows of some steps' output as rows of their input; `shapes` as of `input_shapes`."""
         for number in reversed(range(len(steps))):
-            # A ReLU's state ends where its map does; every other step must not see what reaches over it.
-            if rows.corner is not None and not isinstance(steps[number], ReLUStep):
+            # A ReLU's state ends where its map does, and what comes through it; every other step must not see more.
+            around = steps[number : number + 2]
+            if rows.corner is not None and not any(isinstance(step, ReLUStep) for step in around):
                 rows = _clipped(rows, shapes[number + 1])
             rows = self.through(steps[number], rows, shapes[number])
         return rows
