@@ -8,10 +8,11 @@ _LARGE = 1 << 24
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return left (m, k) times right (k, n), plus a bias (n,); without a graph.
+    """Return left (m, k) times right (k, n), plus a bias (n,).
 
     On CPUs oneDNN, which torch keeps for convolutions, is two to three times as fast as torch's own product where that
-    one does not know the processor's widest instructions.
+    one does not know the processor's widest instructions. It knows no gradients: where they are asked for, torch's own
+    product is taken.
     """
     if _suits_onednn(left, right):
         transposed = right.t()
@@ -20,8 +21,10 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(left: Tensor, right: Tensor) -> bool:
+    differentiated = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
     return (
-        left.device.type == "cpu"
+        not differentiated
+        and left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
         and left.dim() == 2
         and left.numel() * right.shape[1] >= _LARGE

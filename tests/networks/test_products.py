@@ -44,3 +44,14 @@ def test_gradients_are_those_of_torch(absolute):
 
     for own, exact in zip(gradients(ours, torch.float32), gradients(plain, torch.float64), strict=True):
         torch.testing.assert_close(own.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_a_bound_backward_through_a_layer_keeps_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 600, generator=generator, requires_grad=True)
+    line = torch.randn(64, 512, generator=generator, requires_grad=True)
+    assert products._suits_onednn(line.detach(), weight.detach()) == torch.backends.mkldnn.is_available()
+    found = torch.autograd.grad(LinearStep(weight, torch.zeros(512)).pull(line, (600,)).square().sum(), (line, weight))
+    exact = torch.autograd.grad((line @ weight).square().sum(), (line, weight))
+    for own, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-2)
