@@ -10,6 +10,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/attack.smk"
 include: "workflow/rules/certify.smk"
 include: "workflow/rules/records.smk"
+include: "workflow/rules/studies.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 
@@ -27,12 +28,14 @@ localrules:
     method_spec,
     merge,
     records,
+    gather,
 
 
 rule all:
     default_target: True
     input:
         TABLES,
+        STUDIES,
         FIGURES,
 
 

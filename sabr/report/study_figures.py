@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -14,11 +13,12 @@ from sabr.specs import parse_eps
 
 _NETWORK = ["dataset", "eps", "method"]
 _GREY = "#555555"
-# Where the region of the loss against lambda lies, and the losses that are drawn there.
+# Where the region of the loss against lambda lies, and the losses that are drawn there; what they look like.
 _PLACES = {
     "region around the adversarial point": ("standard", "adversarial", "box"),
     "region around the image": ("standard", "centred_adversarial", "centred_box"),
 }
+_LOSSES = {"standard": "standard", "adversarial": "adversarial-loss", "box": "box"}
 
 
 @styled
@@ -48,9 +48,11 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
         for method in methods:
             line, colour = means[means["method"] == method], style.method(method).colour
             for loss in losses:
-                look = style.measure(loss.removeprefix("centred_"))
+                look = style.measure(_LOSSES[loss.removeprefix("centred_")])
                 axes.plot(line["lambda_ratio"], line[loss], color=colour, linestyle=look.line)
-                _shade(axes, line["lambda_ratio"], line, loss, colour)
+                if (line[f"{loss}_low"] < line[f"{loss}_high"]).any():
+                    ends = line[f"{loss}_low"], line[f"{loss}_high"]
+                    axes.fill_between(line["lambda_ratio"], *ends, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(place)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
@@ -62,7 +64,7 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
     handles = [
         Line2D([], [], color=style.method(method).colour, label=style.method(method).label) for method in methods
     ]
-    for loss in _PLACES["region around the adversarial point"]:
+    for loss in _LOSSES.values():
         look = style.measure(loss)
         handles.append(Line2D([], [], color=_GREY, linestyle=look.line, label=look.label))
     return finish(figure, _with_setting(title, table, style), handles, columns=3)
@@ -151,6 +153,7 @@ def box_sizes(table: pd.DataFrame, title: str, style: Style) -> Figure:
             for line, dashes in ((after, "-"), (before, "--")):
                 lower.plot(line["input_radius"], line["mean_radius"] / line["linear"], color=colour, linestyle=dashes)
         upper.set_title(style.method(method).label)
+        lower.set_xlabel("input radius")
         for axes in (upper, lower):
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -162,7 +165,6 @@ def box_sizes(table: pd.DataFrame, title: str, style: Style) -> Figure:
     panels[0, 0].set_ylabel("mean radius behind ReLUs")
     panels[1, 0].set_ylabel("radius / linear growth")
     figure.align_ylabels(panels[:, 0])
-    figure.supxlabel("mean radius of the input box", fontsize=8)
     handles = [Line2D([], [], color=c, label=f"layer {layer}") for layer, c in zip(layers, colours, strict=True)]
     handles.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.9, label="linear growth"))
     handles.append(Line2D([], [], color=_GREY, linestyle="--", label="in front of ReLUs"))
@@ -206,7 +208,7 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(6))
         panels[0, column].set_title(style.setting(str(dataset), str(eps)))
         panels[1, column].set_xlim(0, means["tested_eps"].max() * unit)
-        panels[1, column].set_xlabel("tested radius" + (", in units of 1/255" if unit > 1 else ""))
+        panels[1, column].set_xlabel("tested radius" + (", 1/255" if unit > 1 else ""))
     panels[0, 0].set_ylim(-3, 103)
     for axes, measure in zip(panels[:, 0], measures, strict=True):
         axes.set_ylabel(f"{style.measure(measure).label}, % of images")
@@ -218,18 +220,11 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
 
 
 def _over_seeds(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Means over seeds of all numbers, in increasing order of the keys, and their least and greatest as NAME_low/high.
-
-    Only values of the keys that every seed of a network has.
-    """
+    """Means over seeds of all numbers, by network and keys in order, with NAME_low and NAME_high, the extremes."""
     numbers = [name for name in some(table).columns if name not in {*_NETWORK, "seed", *keys}]
     groups = table.groupby([*_NETWORK, *keys], sort=True)[numbers]
-    ends = [groups.min().add_suffix("_low"), groups.max().add_suffix("_high")]
-    return groups.mean().join(ends).reset_index()
-
-
-def _shade(axes: Axes, x: "pd.Series[float]", line: pd.DataFrame, name: str, colour: str) -> None:
-    axes.fill_between(x, line[f"{name}_low"], line[f"{name}_high"], color=colour, alpha=0.2, linewidth=0)
+    ends = groups.min().add_suffix("_low"), groups.max().add_suffix("_high")
+    return pd.concat([groups.mean(), *ends], axis=1).reset_index()
 
 
 def _with_setting(title: str, table: pd.DataFrame, style: Style) -> str:

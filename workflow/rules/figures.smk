@@ -1,4 +1,4 @@
-"""Studies that need no training, and figures, each as PDF and PNG."""
+"""Figures, each as PDF and PNG."""
 
 FIGURE_DATA = {
     "accuracies": f"{RESULTS}/records.csv",
@@ -8,6 +8,11 @@ FIGURE_DATA = {
     "time-limit": f"{RESULTS}/limits.csv",
     "box-growth": f"{RESULTS}/studies/box-growth.csv",
     "small-box": f"{RESULTS}/studies/small-box.csv",
+    "box-vs-relaxation": f"{RESULTS}/studies/box-vs-relaxation.csv",
+    "loss-lambda": f"{RESULTS}/studies/loss-lambda.csv",
+    "relu-inputs": f"{RESULTS}/studies/relu-inputs.csv",
+    "box-sizes": f"{RESULTS}/studies/box-sizes.csv",
+    "eps-curve": f"{RESULTS}/studies/eps-curve.csv",
 }
 if not PLAN.sweep:
     del FIGURE_DATA["lambda-sweep"]
@@ -19,34 +24,13 @@ OF_METHODS = ("accuracies", "training-curves", "cascade", "time-limit")
 SCALE_FREE = {
     "box-growth": "simulation of one ReLU layer",
     "small-box": "a chosen example with two neurons a layer",
+    "box-vs-relaxation": "a chosen example with two neurons a layer",
 }
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for name in FIGURE_DATA
     for suffix in ("pdf", "png")
 ]
-
-
-rule study:
-    output:
-        f"{RESULTS}/studies/{{study}}.csv",
-    log:
-        f"{RESULTS}/logs/study-{{study}}.log",
-    benchmark:
-        f"{RESULTS}/logs/study-{{study}}.tsv"
-    wildcard_constraints:
-        study="box-growth|small-box",
-    conda:
-        ENV
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
-        gpu=0,
-    params:
-        study="{study}",
-    shell:
-        "sabr study {params.study:q} --output {output:q} &> {log:q}"
 
 
 rule figure:

@@ -1,0 +1,118 @@
+"""Studies of several networks put together."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sabr.errors import SabrError
+from sabr.files import checksum
+from sabr.report import gathering
+from sabr.studies import COLUMNS, NETWORK_COLUMNS
+
+RADII = {"0.1": 0.1, "2_255": 2 / 255}
+MakeStudy = Callable[..., Path]
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> MakeStudy:
+    """Write a row folder with one study, as `sabr study relu-states` would; gives the folder."""
+
+    def make(
+        method: str = "sabr", *, dataset: str = "mnist", eps: str = "0.1", seed: int = 1, images: int = 5, **about: Any
+    ) -> Path:
+        folder = tmp_path / "quick" / dataset / f"eps-{eps}" / method / f"seed-{seed}"
+        (folder / "studies").mkdir(parents=True)
+        (folder / "model.json").write_text(json.dumps({"sha256": method}))
+        path = folder / "studies" / "relu-states.csv"
+        lines = [(where, images, layer, 40, 30.5, 29.5) for where in ("point", "region") for layer in ("1", "all")]
+        pd.DataFrame(lines, columns=list(COLUMNS["relu-states"])).to_csv(path, index=False)
+        sidecar = {
+            "study": {"study": "relu-states", "images": images, "memory_mb": 10},
+            "model_sha256": method,
+            "data_sha256": "dd",
+            "spec": {"dataset": dataset, "eps": RADII[eps], "attack": [], "images": 100, "complete": {"seconds": 1}},
+            "sha256": checksum(path),
+        }
+        path.with_suffix(".json").write_text(json.dumps(sidecar | about))
+        return folder
+
+    return make
+
+
+def gathered(*folders: Path) -> tuple[pd.DataFrame, list[str]]:
+    said: list[str] = []
+    return gathering.gather("relu-states", folders, said.append), said
+
+
+def test_networks_stand_in_front(make_study: MakeStudy, tmp_path: Path) -> None:
+    folders = [make_study("pgd"), make_study("sabr", seed=2), make_study(dataset="cifar10", eps="2_255", images=7)]
+    table, said = gathered(*folders)
+    assert not said and list(table.columns) == [*NETWORK_COLUMNS, *COLUMNS["relu-states"]]
+    assert table[list(NETWORK_COLUMNS)].drop_duplicates().to_numpy().tolist() == [
+        ["mnist", "0.1", "pgd", 1],
+        ["mnist", "0.1", "sabr", 2],
+        ["cifar10", "2/255", "sabr", 1],
+    ]
+    assert table["layer"].tolist() == 6 * ["1", "all"] and len(table) == 12
+    table.to_csv(tmp_path / "all.csv", index=False)
+    pd.testing.assert_frame_equal(gathering.read("relu-states", tmp_path / "all.csv"), table)
+    with pytest.raises(SabrError, match=r"all\.csv is not the table it should be"):
+        gathering.read("box-sizes", tmp_path / "all.csv")
+
+
+def test_what_is_missing_is_said_and_left_out(make_study: MakeStudy) -> None:
+    folders = [make_study("pgd"), make_study("sabr")]
+    (folders[1] / "studies" / "relu-states.csv").unlink()
+    table, said = gathered(*folders)
+    assert set(table["method"]) == {"pgd"}
+    assert len(said) == 1 and "sabr/seed-1/studies/relu-states.csv is missing" in said[0]
+    with pytest.raises(
+        SabrError, match="there is no study relu-states in the given folders; run `sabr study relu-states`"
+    ):
+        gathered(folders[1])
+
+
+def test_limits_of_the_complete_verifier_may_differ(make_study: MakeStudy) -> None:
+    longer = {"dataset": "mnist", "eps": 0.1, "attack": [], "images": 900, "complete": {"seconds": 9}}
+    table, _ = gathered(make_study("pgd"), make_study("sabr", spec=longer))
+    assert table["method"].nunique() == 2
+
+
+def test_what_does_not_belong_together_is_refused(make_study: MakeStudy) -> None:
+    pgd = make_study("pgd")
+    with pytest.raises(SabrError, match="holds a network that was given before"):
+        gathered(pgd, pgd)
+    with pytest.raises(
+        SabrError, match=r"ibp.*was made in another way than .*pgd.*: study\.images \(6 here, 5 there\)"
+    ):
+        gathered(pgd, make_study("ibp", images=6))
+    attack = {"dataset": "mnist", "eps": 0.1, "attack": [1]}
+    with pytest.raises(SabrError, match=r"was made in another way than .*: spec\.attack"):
+        gathered(pgd, make_study("sabr", spec=attack))
+    with pytest.raises(SabrError, match=r"was made of another network than .*model\.json is about"):
+        gathered(make_study("taps", model_sha256="other"))
+    with pytest.raises(SabrError, match=r"is of the dataset cifar10, not of mnist"):
+        gathered(make_study("staps", spec={"dataset": "cifar10", "eps": 0.1}))
+    with pytest.raises(SabrError, match=r"is for eps 0\.3, but its folder says 0\.1"):
+        gathered(make_study("cc-ibp", spec={"dataset": "mnist", "eps": 0.3}))
+    with pytest.raises(SabrError, match=r"is of the study box-sizes, not of relu-states"):
+        gathered(make_study("exp-ibp", study={"study": "box-sizes"}))
+    with pytest.raises(SabrError, match=r"relu-states\.json is not what `sabr study` writes \('study'\)"):
+        gathered(make_study("mtl-ibp", study={}))
+    with pytest.raises(SabrError, match=r"is not a folder of results; expected"):
+        gathered(pgd.parent)
+
+
+def test_damaged_tables_are_refused(make_study: MakeStudy) -> None:
+    folder = make_study()
+    path = folder / "studies" / "relu-states.csv"
+    path.write_text(path.read_text().replace("29.5", "92.5"))
+    with pytest.raises(SabrError, match=r"is damaged or does not belong to relu-states\.json"):
+        gathered(folder)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(SabrError, match=r"cannot read .*relu-states\.json"):
+        gathered(folder)

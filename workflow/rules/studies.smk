@@ -1,0 +1,123 @@
+"""Studies of the paper: of ideas, which need no network, and of trained networks, gathered into one table each."""
+
+from pathlib import Path
+
+from sabr.studies import COLUMNS, VALUES
+
+# Networks that the paper's ablation compares, or, without one, those of Table 1 in the first setting.
+COMPARED = PLAN.comparisons.get("ablation") or [
+    row for row in PLAN.main if row.setting == PLAN.run.settings[0]
+]
+# Networks of Table 1, one seed of each.
+ONE_SEED = [row for row in PLAN.main if row.training.seed == PLAN.run.seeds[0]]
+STUDIED = {
+    study: [row.path for row in (ONE_SEED if study == "eps-curve" else COMPARED)]
+    for study in COLUMNS
+}
+STUDIES = [f"{RESULTS}/studies/{study}.csv" for study in STUDIED]
+
+
+def study_spec(wildcards):
+    """How a network is attacked, and, for the study that certifies, certified."""
+    row = row_of(wildcards)
+    if wildcards.study == "eps-curve":
+        return f"{RESULTS}/{row.certification_path}"
+    return f"{RESULTS}/{row.setting_path}/attack.json"
+
+
+def study_options(wildcards):
+    """What a study measures, and nothing that only others do."""
+    asked = PLAN.studies
+    options = [f"--images={asked.images}", f"--memory-mb={asked.memory_mb}"]
+    if wildcards.study in VALUES:
+        name = VALUES[wildcards.study]
+        option = name.removesuffix("s").replace("_", "-")
+        options += [f"--{option}={value:g}" for value in getattr(asked, name)]
+    return options
+
+
+rule study:
+    output:
+        f"{RESULTS}/studies/{{study}}.csv",
+    log:
+        f"{RESULTS}/logs/study-{{study}}.log",
+    benchmark:
+        f"{RESULTS}/logs/study-{{study}}.tsv"
+    wildcard_constraints:
+        study="box-growth|small-box|box-vs-relaxation",
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+        gpu=0,
+    params:
+        study="{study}",
+    shell:
+        "sabr study {params.study:q} --output {output:q} &> {log:q}"
+
+
+rule study_network:
+    input:
+        model=ancient(f"{ROW}/model.pt"),
+        sidecar=f"{ROW}/model.json",
+        spec=study_spec,
+        data=ancient(f"{DATA}/{{dataset}}/test.pt"),
+    output:
+        table=f"{ROW}/studies/{{study}}.csv",
+        sidecar=f"{ROW}/studies/{{study}}.json",
+    log:
+        f"{ROW}/logs/study-{{study}}.log",
+    benchmark:
+        f"{ROW}/logs/study-{{study}}.tsv"
+    wildcard_constraints:
+        study="|".join(STUDIED),
+    conda:
+        ENV
+    threads: JOB.threads
+    resources:
+        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
+        gpu=JOB.gpus,
+    params:
+        study="{study}",
+        data=data_folder,
+        options=study_options,
+    shell:
+        "sabr study {params.study:q} {input.model:q} --spec {input.spec:q} {params.options:q} --data {params.data:q}"
+        " --threads {threads} --output {output.table:q} &> {log:q}"
+
+
+rule gather:
+    input:
+        tables=lambda wildcards: [
+            f"{RESULTS}/{path}/studies/{wildcards.study}.csv"
+            for path in STUDIED[wildcards.study]
+        ],
+        sidecars=lambda wildcards: [
+            f"{RESULTS}/{path}/studies/{wildcards.study}.json"
+            for path in STUDIED[wildcards.study]
+        ],
+    output:
+        f"{RESULTS}/studies/{{study}}.csv",
+    log:
+        f"{RESULTS}/logs/gather-{{study}}.log",
+    benchmark:
+        f"{RESULTS}/logs/gather-{{study}}.tsv"
+    wildcard_constraints:
+        study="|".join(STUDIED),
+    conda:
+        REPORT_ENV
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+        gpu=0,
+    params:
+        study="{study}",
+        rows=lambda wildcards: [
+            f"{RESULTS}/{path}" for path in STUDIED[wildcards.study]
+        ],
+    shell:
+        "sabr gather {params.study:q} {params.rows:q} --output {output:q} &> {log:q}"
