@@ -19,6 +19,7 @@ from sabr.data.datasets import load
 from sabr.methods import METHODS as OBJECTIVES
 from sabr.networks import checkpoints
 from sabr.settings import DATASETS
+from sabr.studies import COLUMNS
 
 pytestmark = pytest.mark.workflow
 
@@ -43,8 +44,8 @@ def test_everything_asked_for_is_there(finished):
         assert not list((finished.results / row).rglob("*.journal"))
     for name in (
         *("accuracies", "training-curves", "lambda-sweep", "cascade", "time-limit"),
-        "box-growth",
-        "small-box",
+        *("box-growth", "small-box", "box-vs-relaxation"),
+        *("loss-lambda", "relu-inputs", "box-sizes", "eps-curve"),
     ):
         for suffix, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
             assert (finished.results / "figures" / f"{name}.{suffix}").read_bytes().startswith(start)
@@ -78,6 +79,17 @@ def test_verdicts_add_up(finished):
         longest = limits[limits["method"] == method].iloc[-1]
         assert longest["limit"] == sidecar["certification"]["complete"]["seconds"]
         assert (longest["certified"], longest["undecided"]) == (recorded["certified"], recorded["unknown"])
+
+
+def test_studies_are_gathered(finished):
+    for study, columns in COLUMNS.items():
+        table = pd.read_csv(finished.results / "studies" / f"{study}.csv")
+        assert list(table.columns) == ["dataset", "eps", "method", "seed", *columns]
+        for method in table["method"].unique():
+            own = pd.read_csv(finished.results / f"mnist/eps-0.1/{method}/seed-1/studies/{study}.csv")
+            pd.testing.assert_frame_equal(
+                table[table["method"] == method][list(columns)].reset_index(drop=True), own, check_dtype=False
+            )
 
 
 def test_every_refutation_has_its_counterexample(finished):
@@ -114,7 +126,8 @@ def test_a_changed_hyper_parameter_reruns_what_depends_on_it_and_nothing_else(fi
     jobs = finished.planned(overrides={"methods": {"pgd": {"l1": 2e-5}}})
     assert jobs.pop("records") and jobs.pop("table1") and jobs.pop("figure") and "all" in jobs
     jobs.pop("all")
-    assert jobs.keys() == {"training_spec", "train", "attack", "certify", "merge"}
+    assert len(jobs.pop("gather")) == len(COLUMNS)
+    assert jobs.keys() == {"training_spec", "train", "attack", "certify", "merge", "study_network"}
     assert all("/pgd/" in output for outputs in jobs.values() for output in outputs)
     assert len(jobs["train"]) == 1
 

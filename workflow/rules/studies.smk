@@ -1,7 +1,5 @@
 """Studies of the paper: of ideas, which need no network, and of trained networks, gathered into one table each."""
 
-from pathlib import Path
-
 from sabr.studies import COLUMNS, VALUES
 
 # Networks that the paper's ablation compares, or, without one, those of Table 1 in the first setting.
@@ -17,23 +15,19 @@ STUDIED = {
 STUDIES = [f"{RESULTS}/studies/{study}.csv" for study in STUDIED]
 
 
-def study_spec(wildcards):
-    """How a network is attacked, and, for the study that certifies, certified."""
-    row = row_of(wildcards)
-    if wildcards.study == "eps-curve":
-        return f"{RESULTS}/{row.certification_path}"
-    return f"{RESULTS}/{row.setting_path}/attack.json"
-
-
-def study_options(wildcards):
-    """What a study measures, and nothing that only others do."""
-    asked = PLAN.studies
-    options = [f"--images={asked.images}", f"--memory-mb={asked.memory_mb}"]
-    if wildcards.study in VALUES:
-        name = VALUES[wildcards.study]
-        option = name.removesuffix("s").replace("_", "-")
-        options += [f"--{option}={value:g}" for value in getattr(asked, name)]
-    return options
+# What each study measures, and nothing that only others do.
+STUDY_OPTIONS = {
+    study: [
+        f"--images={PLAN.studies.images}",
+        f"--memory-mb={PLAN.studies.memory_mb}",
+        *(
+            f"--{name.removesuffix('s').replace('_', '-')}={value:g}"
+            for name in ([VALUES[study]] if study in VALUES else [])
+            for value in getattr(PLAN.studies, name)
+        ),
+    ]
+    for study in STUDIED
+}
 
 
 rule study:
@@ -62,7 +56,11 @@ rule study_network:
     input:
         model=ancient(f"{ROW}/model.pt"),
         sidecar=f"{ROW}/model.json",
-        spec=study_spec,
+        spec=lambda wildcards: (
+            f"{RESULTS}/{row_of(wildcards).certification_path}"
+            if wildcards.study == "eps-curve"
+            else f"{RESULTS}/{row_of(wildcards).setting_path}/attack.json"
+        ),
         data=ancient(f"{DATA}/{{dataset}}/test.pt"),
     output:
         table=f"{ROW}/studies/{{study}}.csv",
@@ -83,7 +81,7 @@ rule study_network:
     params:
         study="{study}",
         data=data_folder,
-        options=study_options,
+        options=lambda wildcards: STUDY_OPTIONS[wildcards.study],
     shell:
         "sabr study {params.study:q} {input.model:q} --spec {input.spec:q} {params.options:q} --data {params.data:q}"
         " --threads {threads} --output {output.table:q} &> {log:q}"
