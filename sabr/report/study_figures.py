@@ -13,6 +13,10 @@ from sabr.specs import parse_eps
 
 _NETWORK = ["dataset", "eps", "method"]
 _GREY = "#555555"
+# Ratios that are so many times others are drawn on a logarithmic axis.
+_LOG_FROM = 5
+# A method whose Box loss is so many times another's leaves the panel, and how far it goes is said.
+_CUT_FROM = 100
 # Where the region of the loss against lambda lies, and the losses that are drawn there; what they look like.
 _PLACES = {
     "region around the adversarial point": ("standard", "adversarial", "box"),
@@ -44,6 +48,9 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
     figure = Figure(figsize=(style.widths.column, 4.6))
     panels = figure.subplots(2, 1, sharex=True, sharey=True)
     methods = style.order(means["method"])
+    highest = means.groupby("method")["box"].max()
+    cut = highest[highest > _CUT_FROM * highest.min()]
+    said = [f"{style.method(method).label}: Box loss up to {cut[method]:,.0f}" for method in methods if method in cut]
     for axes, (place, losses) in zip(panels, _PLACES.items(), strict=True):
         for method in methods:
             line, colour = means[means["method"] == method], style.method(method).colour
@@ -55,10 +62,14 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
                     axes.fill_between(line["lambda_ratio"], *ends, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(place)
         axes.set_yscale("log")
+        axes.text(0.99, 0.97, "\n".join(said), transform=axes.transAxes, ha="right", va="top", fontsize=7)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("mean cross-entropy")
+    if said:
+        shown = means[~means["method"].isin(cut.index)]
+        panels[-1].set_ylim(top=2 * max(shown["box"].max(), means["adversarial"].max()))
     panels[-1].set_xlim(0, 1)
     panels[-1].set_xlabel("λ, size of the region in units of ε")
     handles = [
@@ -105,14 +116,12 @@ def relu_inputs(table: pd.DataFrame, title: str, style: Style) -> Figure:
         axes.axvline(first["mean"], color=_GREY, linewidth=0.8, linestyle="--")
         within = own["share"].cumsum().between(0.001, 0.999)
         low, high = min(low, own["lower_edge"][within].min()), max(high, own["upper_edge"][within].max())
-        axes.set_yticks([])
+        axes.set(yticks=[], ylabel="density", title=look.label)
         axes.grid(visible=False, axis="y")
-        axes.set_title(look.label)
         said = f"{100 * first['negative_share']:.0f} % below 0\nmean {first['mean']:.2g}".replace("-", "−")
         axes.text(0.99, 0.95, said, transform=axes.transAxes, ha="right", va="top", fontsize=7)
     panels[-1].set_xlim(low, high)
     panels[-1].set_xlabel("input of the last ReLU layer")
-    figure.supylabel("density", fontsize=8)
     mean = Line2D([], [], color=_GREY, linewidth=0.8, linestyle="--", label="mean")
     return finish(figure, _with_setting(title, table, style), [mean])
 
@@ -156,13 +165,17 @@ def box_sizes(table: pd.DataFrame, title: str, style: Style) -> Figure:
         lower.set_xlabel("input radius")
         for axes in (upper, lower):
             axes.set_xscale("log")
-            axes.set_yscale("log")
             axes.xaxis.set_major_locator(LogLocator(numticks=5))
             axes.xaxis.set_minor_locator(NullLocator())
-        lower.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        lower.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        lower.yaxis.set_minor_locator(NullLocator())
+        lower.axhline(1, color=_GREY, linewidth=0.9, linestyle=":")
+    panels[0, 0].set_yscale("log")
     panels[0, 0].set_ylabel("mean radius behind ReLUs")
+    growth = means["mean_radius"] / means["linear"]
+    if growth.max() > _LOG_FROM * growth.min():
+        panels[1, 0].set_yscale("log")
+        panels[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        panels[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panels[1, 0].yaxis.set_minor_locator(NullLocator())
     panels[1, 0].set_ylabel("radius / linear growth")
     figure.align_ylabels(panels[:, 0])
     handles = [Line2D([], [], color=c, label=f"layer {layer}") for layer, c in zip(layers, colours, strict=True)]
@@ -203,9 +216,9 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
                 line = means[means["method"] == method]
                 radii = np.array([0.0, *line["tested_eps"]]) * unit
                 percent = 100 * np.array([line["natural"].iloc[0], *line[measure]]) / line["images"].iloc[0]
-                axes.plot(radii, percent, markersize=3.5, **line_of(style.method(method)))
+                axes.plot(radii, percent, markersize=3.5, clip_on=False, **line_of(style.method(method)))
             axes.axvline(parse_eps(str(eps)) * unit, color=_GREY, linewidth=0.8, linestyle=":")
-            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         panels[0, column].set_title(style.setting(str(dataset), str(eps)))
         panels[1, column].set_xlim(0, means["tested_eps"].max() * unit)
         panels[1, column].set_xlabel("tested radius" + (", 1/255" if unit > 1 else ""))
@@ -216,7 +229,7 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
     looks = [style.method(method) for method in style.order(table["method"])]
     handles = [handle_of(look) for look in looks]
     handles.append(Line2D([], [], color=_GREY, linewidth=0.8, linestyle=":", label="trained for"))
-    return finish(figure, title, handles, columns=3 if len(settings) == 1 else 5)
+    return finish(figure, _with_images(title, table), handles, columns=3 if len(settings) == 1 else 5)
 
 
 def _over_seeds(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -229,4 +242,9 @@ def _over_seeds(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _with_setting(title: str, table: pd.DataFrame, style: Style) -> str:
     first = table.iloc[0]
-    return f"{style.setting(str(first['dataset']), str(first['eps']))}; {title}"
+    return f"{style.setting(str(first['dataset']), str(first['eps']))}; {_with_images(title, table)}"
+
+
+def _with_images(title: str, table: pd.DataFrame) -> str:
+    """The scale, and how many images were studied: other ones than were certified."""
+    return f"{title}, first {' / '.join(f'{count:,}' for count in sorted(set(table['images'])))} images"

@@ -13,7 +13,7 @@ from sabr.errors import SabrError
 from sabr.report import illustrations, study_figures, style
 from sabr.studies import COLUMNS, NETWORK_COLUMNS
 
-TITLE = "tiny scale: a small network, 1,000 training images and the first 20 test images"
+TITLE = "tiny scale: a small network, 1,000 training images, 3 epochs"
 METHODS = ("pgd", "ibp", "sabr")
 ROW = {"dataset": "cifar10", "eps": "2/255", "method": "sabr", "seed": 1}
 
@@ -127,7 +127,7 @@ def test_widths_and_titles(drawn: dict[str, Figure], looks: style.Style) -> None
         width = looks.widths.page if name.endswith("page") else looks.widths.column
         assert figure.get_figwidth() == width
         title = " ".join(figure.get_suptitle().split())
-        assert title.endswith(TITLE)
+        assert title.endswith(TITLE + (", first 50 images" if name != "box_vs_relaxation" else ""))
         # The setting is named once: in the title where there is one, else over each panel.
         assert title.startswith("CIFAR-10, ε = 2/255") == name.startswith(("loss", "relu", "box_sizes"))
 
@@ -157,6 +157,17 @@ def test_losses_are_means_over_seeds(drawn: dict[str, Figure], looks: style.Styl
     assert upper.get_yscale() == "log" and len(upper.collections) == 9  # the range of seeds, shaded
 
 
+def test_a_box_loss_far_above_all_others_leaves_the_panel_and_is_told(looks: style.Style) -> None:
+    table = losses(seeds=(1,))
+    table.loc[table["method"] == "pgd", ["box", "centred_box"]] *= 1000
+    upper, lower = study_figures.loss_lambda(table, TITLE, looks).axes
+    shown = table[table["method"] != "pgd"]
+    for axes in (upper, lower):
+        assert axes.texts[0].get_text() == "PGD: Box loss up to 4,400"
+        assert shown[["box", "centred_box", "adversarial"]].max(axis=None) < axes.get_ylim()[1] < 100
+    assert not study_figures.loss_lambda(shown, TITLE, looks).axes[0].texts[0].get_text()
+
+
 def test_histograms_are_whole(drawn: dict[str, Figure]) -> None:
     panels = [axes for axes in drawn["relu_inputs"].axes if axes.patches]
     assert [axes.get_title(loc="left") for axes in panels] == ["PGD", "IBP", "SABR"]
@@ -180,6 +191,7 @@ def test_curves_start_at_natural_accuracy(drawn: dict[str, Figure]) -> None:
 
 def test_growth_is_against_linear_growth(drawn: dict[str, Figure]) -> None:
     lower = drawn["box_sizes"].axes[3]
+    assert lower.get_yscale() == "linear" and drawn["box_sizes"].axes[0].get_yscale() == "log"
     assert all(line.get_ydata()[0] == pytest.approx(1) for line in lower.get_lines())
     last = [line.get_ydata()[-1] for line in lower.get_lines() if line.get_linestyle() == "-"]
     assert last == pytest.approx([20 ** (0.05 * layer) for layer in range(1, 7)])
