@@ -6,9 +6,24 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/attack.smk"
-include: "workflow/rules/certify.smk"
+include: "workflow/rules/specs.smk"
+
+
+if CHECKPOINTS:
+
+    include: "workflow/rules/checkpoints.smk"
+
+else:
+
+    include: "workflow/rules/train.smk"
+
+
+if len(KEPT) < len(PLAN.rows):
+
+    include: "workflow/rules/attack.smk"
+    include: "workflow/rules/certify.smk"
+
+
 include: "workflow/rules/records.smk"
 include: "workflow/rules/studies.smk"
 include: "workflow/rules/tables.smk"

@@ -2,7 +2,7 @@
 
 import sys
 
-from sabr.cli import exchange, jobs, reporting, studies  # noqa: F401 (each adds its commands)
+from sabr.cli import exchange, jobs, keeping, plan, reporting, studies  # noqa: F401 (each adds its commands)
 from sabr.cli.app import app
 from sabr.errors import SabrError, ToBeContinued
 

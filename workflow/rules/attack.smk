@@ -15,6 +15,8 @@ rule attack:
         f"{ROW}/logs/attack.log",
     benchmark:
         f"{ROW}/logs/attack.tsv"
+    wildcard_constraints:
+        dataset=TESTED,
     conda:
         ENV
     threads: JOB.threads

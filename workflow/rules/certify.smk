@@ -1,54 +1,6 @@
 """Certification, cut into shards of test images that run side by side and are merged."""
 
 
-rule setting_spec:
-    output:
-        f"{SETTING}/{{kind}}.json",
-    log:
-        f"{SETTING}/logs/{{kind}}.log",
-    benchmark:
-        f"{SETTING}/logs/{{kind}}.tsv"
-    wildcard_constraints:
-        kind="attack|certification",
-    conda:
-        REPORT_ENV
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=5,
-        gpu=0,
-    params:
-        kind="{kind}",
-        json=lambda wildcards: test_of(
-            f"{wildcards.dataset}/{wildcards.eps}/{wildcards.kind}.json"
-        ).model_dump_json(),
-    shell:
-        "sabr spec {params.kind:q} {params.json:q} --output {output:q} &> {log:q}"
-
-
-# Of a method that is certified within limits of its own.
-rule method_spec:
-    output:
-        f"{SETTING}/{{method}}/certification.json",
-    log:
-        f"{SETTING}/{{method}}/logs/certification.log",
-    benchmark:
-        f"{SETTING}/{{method}}/logs/certification.tsv"
-    conda:
-        REPORT_ENV
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=5,
-        gpu=0,
-    params:
-        json=lambda wildcards: test_of(
-            f"{wildcards.dataset}/{wildcards.eps}/{wildcards.method}/certification.json"
-        ).model_dump_json(),
-    shell:
-        "sabr spec certification {params.json:q} --output {output:q} &> {log:q}"
-
-
 # Its verdicts lie in shards/A-B.journal until it is done, which Snakemake must not know: it deletes what a failed job
 # made. Run again, it goes on with them.
 rule certify:
@@ -67,6 +19,8 @@ rule certify:
         f"{ROW}/logs/certify-{{first}}-{{last}}.log",
     benchmark:
         f"{ROW}/logs/certify-{{first}}-{{last}}.tsv"
+    wildcard_constraints:
+        dataset=TESTED,
     conda:
         ENV
     threads: JOB.threads
@@ -94,6 +48,8 @@ rule merge:
         f"{ROW}/logs/merge.log",
     benchmark:
         f"{ROW}/logs/merge.tsv"
+    wildcard_constraints:
+        dataset=TESTED,
     conda:
         REPORT_ENV
     threads: 1

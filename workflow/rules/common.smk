@@ -10,14 +10,27 @@ from snakemake.exceptions import WorkflowError
 from sabr.config import resolve
 from sabr.errors import SabrError
 from sabr.files import read_json
+from sabr.reference import configuration, with_verdicts
 from sabr.specs import differing_keys
 
 try:
-    PLAN = resolve(config, Path(workflow.basedir) / "config")
+    PLAN = resolve(configuration(config), Path(workflow.basedir) / "config")
 except SabrError as error:
     raise WorkflowError(str(error)) from None
 
-RESULTS = f"{PLAN.config.results}/{PLAN.config.scale}"
+# Folder that networks and verdicts are taken from instead of being made.
+CHECKPOINTS = (
+    f"{PLAN.config.results}/{PLAN.config.checkpoints}"
+    if PLAN.config.checkpoints
+    else None
+)
+RESULTS = (
+    f"{PLAN.config.results}/from-{PLAN.config.checkpoints}"
+    if CHECKPOINTS
+    else f"{PLAN.config.results}/{PLAN.config.scale}"
+)
+# Rows whose verdicts are there; nothing is computed for them.
+KEPT = with_verdicts(PLAN.rows, Path(CHECKPOINTS)) if CHECKPOINTS else []
 SETTING = f"{RESULTS}/{{dataset}}/{{eps}}"
 ROW = f"{SETTING}/{{method}}/seed-{{seed}}"
 DATA = PLAN.config.data.folder
@@ -72,8 +85,17 @@ except SabrError as error:
     raise WorkflowError(str(error)) from None
 
 
+DATASETS = "mnist|cifar10|tinyimagenet"
+# The same, but where the name of a kept row begins.
+TESTED = (
+    rf"(?!(?:{'|'.join(re.escape(path) for path in KEPT)})/)(?:{DATASETS})"
+    if KEPT
+    else DATASETS
+)
+
+
 wildcard_constraints:
-    dataset="mnist|cifar10|tinyimagenet",
+    dataset=DATASETS,
     eps=r"eps-[0-9][0-9._]*",
     method=r"[a-z0-9][a-z0-9._-]*",
     seed=r"[0-9]+",

@@ -1,24 +1,4 @@
-"""Networks: what each is trained with, and training itself."""
-
-
-rule training_spec:
-    output:
-        f"{ROW}/run.json",
-    log:
-        f"{ROW}/logs/run.log",
-    benchmark:
-        f"{ROW}/logs/run.tsv"
-    conda:
-        REPORT_ENV
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=5,
-        gpu=0,
-    params:
-        json=lambda wildcards: row_of(wildcards).training.model_dump_json(),
-    shell:
-        "sabr spec training {params.json:q} --output {output:q} &> {log:q}"
+"""Networks, trained."""
 
 
 # Its state lies in model.resume.pt until it is done, which Snakemake must not know: it deletes what a failed job made.

@@ -1,0 +1,214 @@
+"""A finished run that is kept: what of it, within a size limit, and how its networks and verdicts are taken again."""
+
+import gzip
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sabr.errors import SabrError
+from sabr.files import atomic, checksum, read_json, write_json, write_text
+from sabr.specs import TrainingSpec, differing_keys, read_spec
+
+OUTLINE = "outline.json"
+# Of each row, in the order of the workflow; counterexamples and shards stay behind. Large tables are kept compressed.
+_ROW_FILES = ("run.json", "model.json", "history.csv", "attack.csv", "attack.json", "verdicts.csv", "verdicts.json")
+_PACKED = ("attack.csv", "verdicts.csv")
+# Of the run as a whole, as far as there.
+_RUN_FILES = ("*.csv", "*.json", "*.md", "*.html", "tables/*.*", "figures/*.*", "studies/*.*")
+_MEGABYTE = 10**6
+# Columns of a history without epochs.
+_NO_HISTORY = (
+    "epoch,eps,learning_rate,loss,robust_loss,regulariser,l1,natural_accuracy,robust_accuracy,seconds,images_per_second"
+)
+
+
+class Kept(NamedTuple):
+    """How many rows were kept, how many bytes all takes, and the rows whose weights were left behind."""
+
+    rows: int
+    size: int
+    without_weights: list[str]
+
+
+def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a run goes by: with `checkpoints`, the scale and changes of the run that was kept there.
+
+    Parameters
+    ----------
+    config
+        The keys of `config/config.yaml`, not validated yet.
+
+    Raises
+    ------
+    SabrError
+        When the folder is not there, or when it was made with other `overrides` than the configuration's.
+    """
+    name = config.get("checkpoints")
+    if not isinstance(name, str):
+        return dict(config)
+    folder = Path(str(config.get("results"))) / name
+    if not folder.is_dir():
+        raise SabrError(f"config/config.yaml: checkpoints: {name!r} is no folder in {folder.parent}")
+    if not (folder / OUTLINE).is_file():
+        return dict(config)
+    outline = read_json(folder / OUTLINE)
+    differences = differing_keys(config.get("overrides"), outline["overrides"])
+    if config.get("overrides") and differences:
+        raise SabrError(
+            f"{folder / OUTLINE} was made with other overrides: {differences[0]}; leave yours out, or choose other "
+            "checkpoints"
+        )
+    return {**config, "scale": outline["scale"], "overrides": outline["overrides"]}
+
+
+def with_verdicts(rows: Iterable[str], folder: Path) -> list[str]:
+    """Those of the rows, named by their paths, whose verdicts `folder` has."""
+    return [path for path in rows if (folder / path / "verdicts.json").is_file()]
+
+
+def keep(run: Path, destination: Path, limit: float) -> Kept:
+    """Copy what is worth keeping of a finished run to `destination`, in whose place it comes whole or not at all.
+
+    All is kept but counterexamples and weights; of the weights, those of long training first, then one seed after the
+    other, as many as fit.
+
+    Parameters
+    ----------
+    run
+        Folder of a scale's results, finished.
+    destination
+        Folder; one that an earlier run was kept in is replaced, any other is refused.
+    limit
+        Megabytes in all.
+
+    Raises
+    ------
+    SabrError
+        When a result is missing, when what must be kept is larger than the limit, or a folder cannot be written to.
+    """
+    outline = read_json(run / OUTLINE)
+    rows = {
+        f"{r['dataset']}/eps-{r['eps'].replace('/', '_')}/{r['method']}/seed-{r['seed']}": r for r in outline["rows"]
+    }
+    for path in rows:
+        for name in (*_ROW_FILES, "model.pt"):
+            if not (run / path / name).is_file():
+                raise SabrError(f"{run / path / name} is not there: finish this run before you keep it")
+    if destination.exists() and not (destination / OUTLINE).is_file():
+        raise SabrError(f"{destination} is there, but no kept run; delete it or choose another folder")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
+            copy = Path(scratch) / "kept"
+            _copy_results(run, copy, list(rows))
+            left = limit * _MEGABYTE - _size(copy)
+            if left < 0:
+                size = _size(copy) / _MEGABYTE
+                raise SabrError(f"{run}: even without weights there are {size:.1f} MB, but only {limit:g} are allowed")
+            without = []
+            for path in sorted(rows, key=lambda path: ("long" not in rows[path]["parts"], rows[path]["seed"])):
+                weights = run / path / "model.pt"
+                if weights.stat().st_size > left:
+                    without.append(path)
+                    continue
+                shutil.copyfile(weights, copy / path / "model.pt")
+                left -= weights.stat().st_size
+            kept = Kept(len(rows), _size(copy), without)
+            if destination.exists():
+                shutil.rmtree(destination)
+            copy.rename(destination)
+    except OSError as error:
+        raise SabrError(f"cannot write {destination}: {error.strerror or error}") from error
+    return kept
+
+
+def take(source: Path, run: Path, outputs: Sequence[Path]) -> None:
+    """Take files of one network from the folder of another run, after checking that it is the network asked for.
+
+    A checkpoint that does not say how it was trained (`sabr import`) is taken for what `run` asks for: its sidecar says
+    so, with no time and no history.
+
+    Parameters
+    ----------
+    source
+        A row's folder, with model.json at least.
+    run
+        Training specification of the row it is taken for.
+    outputs
+        Files to write; their places below the folder of `run` are those below `source`.
+
+    Raises
+    ------
+    SabrError
+        When the checkpoint is of another dataset, architecture or specification, or damaged, or a file is missing.
+    """
+    spec = read_spec(TrainingSpec, run)
+    sidecar = _checked(source, spec, run)
+    if "model.pt" in {path.name for path in outputs}:
+        weights = source / "model.pt"
+        if not weights.is_file() or checksum(weights) != sidecar["sha256"]:
+            raise SabrError(f"{weights} is damaged or does not belong to model.json; put the right one there")
+    for path in outputs:
+        original = source / path.relative_to(run.parent)
+        if path.name == "model.json":
+            write_json(path, sidecar)
+        elif path.name == "history.csv" and not original.exists() and not sidecar["history"]:
+            write_text(path, f"{_NO_HISTORY}\n")
+        else:
+            _unpack(original, path)
+
+
+def _checked(source: Path, spec: TrainingSpec, run: Path) -> dict[str, Any]:
+    """The sidecar of a checkpoint that is what the specification asks for."""
+    path = source / "model.json"
+    sidecar = read_json(path)
+    if not isinstance(sidecar, dict) or "sha256" not in sidecar:
+        raise SabrError(f"{path} is no sidecar of a checkpoint; put the one that was written with it there")
+    found = tuple(sidecar.get(key) for key in ("architecture", "dataset"))
+    if found != (spec.architecture, spec.dataset):
+        raise SabrError(
+            f"{path}: this checkpoint is a {found[0]} for {found[1]}, but {run} asks for a {spec.architecture} for "
+            f"{spec.dataset}"
+        )
+    asked = spec.model_dump(mode="json")
+    if "spec" not in sidecar:
+        nobody: dict[str, Any] = {"versions": {}, "commit": None, "machine": {}}
+        return {"seconds": None, "history": [], "resumed": [], "provenance": nobody, **sidecar, "spec": asked}
+    differences = differing_keys(asked, sidecar["spec"])
+    if differences:
+        raise SabrError(f"{path}: this checkpoint was trained otherwise than {run} asks for: {differences[0]}")
+    return sidecar
+
+
+def _copy_results(run: Path, copy: Path, rows: Sequence[str]) -> None:
+    for path in rows:
+        (copy / path).mkdir(parents=True)
+        for name in _ROW_FILES:
+            if name in _PACKED:
+                packed = gzip.compress((run / path / name).read_bytes(), mtime=0)
+                (copy / path / f"{name}.gz").write_bytes(packed)
+            else:
+                shutil.copyfile(run / path / name, copy / path / name)
+    patterns = (*_RUN_FILES, *(f"{path}/studies/*.*" for path in rows))
+    for file in (file for pattern in patterns for file in sorted(run.glob(pattern)) if file.is_file()):
+        (copy / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy / file.relative_to(run))
+
+
+def _unpack(source: Path, path: Path) -> None:
+    packed = source.with_name(f"{source.name}.gz")
+    try:
+        content = source.read_bytes() if source.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise SabrError(
+            f"cannot read {source} (nor {packed.name}): {getattr(error, 'strerror', None) or error}"
+        ) from error
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
