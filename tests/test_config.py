@@ -31,91 +31,6 @@ def test_the_default_is_quick():
     assert read_yaml(CONFIG / "config.yaml")["scale"] == "quick"
 
 
-# Section 4 of the protocol: eps trained, eps certified, lambda, L1, shrinking, epochs, drops, ramp end, batch.
-PROTOCOL = {
-    "mnist-eps-0.1": (0.1, 0.1, 0.4, 1e-5, None, 70, (50, 60), 22, 256),
-    "mnist-eps-0.3": (0.3, 0.3, 0.6, 1e-6, None, 70, (50, 60), 22, 256),
-    "cifar10-eps-2_255": (0.00784313725, 2 / 255, 0.1, 1e-6, 0.8, 160, (120, 140), 82, 128),
-    "cifar10-eps-8_255": (0.03137, 8 / 255, 0.7, 0, None, 180, (140, 160), 82, 128),
-    "tinyimagenet-eps-1_255": (0.00392157, 1 / 255, 0.4, 1e-6, None, 180, (140, 160), 82, 128),
-}
-
-
-def test_the_paper_scale_is_the_published_protocol():
-    rows = {row.setting: row for row in plan("paper").main if row.method == "sabr"}
-    assert rows.keys() == PROTOCOL.keys()
-    for setting, row in rows.items():
-        t, m = row.training, row.training.method
-        found = (
-            *(t.eps, row.certification.eps, m.lambda_ratio, m.l1, m.relu_shrinkage, t.epochs),
-            *(t.learning_rate_drops, t.ramp_end, t.batch_size),
-        )
-        assert found == PROTOCOL[setting]
-        assert (t.architecture, t.train_images, t.learning_rate, t.learning_rate_factor) == ("cnn7", None, 5e-4, 0.2)
-        assert (t.ramp_start, t.seed, m.warmup_weight, m.initialisation) == (2, 12, 0.5, "intervals")
-        assert m.attack.step_sizes == [0.5] * 4 + [0.05] * 3 + [0.005]
-        assert row.certification.images == 10_000
-
-
-# The authors' commands: eps trained, eps attacked, alpha, L1, steps (De Palma et al. 2024).
-EXPRESSIVE = {
-    ("mnist-eps-0.1", "cc-ibp"): (0.2, 0.2, 0.1, 2e-6, [10]),
-    ("mnist-eps-0.1", "mtl-ibp"): (0.2, 0.2, 0.01, 1e-5, [10]),
-    ("mnist-eps-0.3", "cc-ibp"): (0.4002, 0.4002, 0.3, 3e-6, [10]),
-    ("mnist-eps-0.3", "mtl-ibp"): (0.4002, 0.4002, 0.08, 1e-6, [10]),
-    ("cifar10-eps-2_255", "cc-ibp"): (2 / 255, 4.2 / 255, 0.01, 3e-6, [0.25] * 8),
-    ("cifar10-eps-2_255", "mtl-ibp"): (2 / 255, 4.2 / 255, 0.004, 3e-6, [0.25] * 8),
-    ("cifar10-eps-2_255", "exp-ibp"): (2 / 255, 4.2 / 255, 0.095, 4e-6, [0.25] * 8),
-    ("cifar10-eps-8_255", "cc-ibp"): (8 / 255, 8 / 255, 0.5, 0, [10]),
-    ("cifar10-eps-8_255", "mtl-ibp"): (8 / 255, 8 / 255, 0.5, 1e-7, [10]),
-    ("cifar10-eps-8_255", "exp-ibp"): (8 / 255, 8 / 255, 0.5, 0, [10]),
-    ("tinyimagenet-eps-1_255", "cc-ibp"): (1 / 255, 1 / 255, 0.01, 5e-5, [10]),
-    ("tinyimagenet-eps-1_255", "mtl-ibp"): (1 / 255, 1 / 255, 0.01, 5e-5, [10]),
-    ("tinyimagenet-eps-1_255", "exp-ibp"): (1 / 255, 1 / 255, 0.04, 5e-5, [10]),
-}
-# Likewise: eps trained, ReLU layers attacked, w_TAPS, L1 by 7 layers, lambda (Mao et al. 2023).
-TAPS = {
-    ("mnist-eps-0.1", "taps"): (0.2, 1, 5, 0, None),
-    ("mnist-eps-0.1", "staps"): (0.2, 1, 5, 2e-5 / 7, 0.4),
-    ("mnist-eps-0.3", "taps"): (0.4, 1, 5, 0, None),
-    ("mnist-eps-0.3", "staps"): (0.4, 1, 5, 2e-6 / 7, 0.6),
-    ("cifar10-eps-2_255", "taps"): (2 / 255, 5, 5, 2e-6 / 7, None),
-    ("cifar10-eps-2_255", "staps"): (2 / 255, 1, 2, 2e-6 / 7, 0.1),
-    ("cifar10-eps-8_255", "taps"): (8 / 255, 1, 5, 2e-6 / 7, None),
-    ("cifar10-eps-8_255", "staps"): (8 / 255, 1, 5, 2e-6 / 7, 0.7),
-    ("tinyimagenet-eps-1_255", "taps"): (1 / 255, 1, 5, 0, None),
-    ("tinyimagenet-eps-1_255", "staps"): (1 / 255, 1, 5, 1e-6 / 7, 0.6),
-}
-# eps trained, kappa and beta at the end, loss fusion (Zhang et al. 2020; TinyImageNet: Shi et al. 2021).
-CROWN_IBP = {
-    "mnist-eps-0.1": (0.2, 0.5, 0, False),
-    "mnist-eps-0.3": (0.4, 0.5, 0, False),
-    "cifar10-eps-2_255": (2.2 / 255, 0, 1, False),
-    "cifar10-eps-8_255": (8.8 / 255, 0, 0, False),
-    "tinyimagenet-eps-1_255": (1 / 255, 0, 0, True),
-}
-
-
-def test_rivals_have_their_published_values():
-    names = sorted({name for _, name in EXPRESSIVE | TAPS} | {"crown-ibp"})
-    rows = {(row.setting, row.method): row.training for row in plan("paper", run={"methods": names}).main}
-    for key, (eps, attacked, alpha, l1, steps) in EXPRESSIVE.items():
-        t, m = rows[key], rows[key].method
-        assert (t.eps * m.eps_ratio, t.eps * m.eps_ratio * m.attack_eps_ratio) == pytest.approx(
-            (eps, attacked), rel=1e-3
-        )
-        assert (m.alpha, m.l1, m.attack.step_sizes) == (alpha, l1, steps)
-    for key, (eps, relus, weight, l1, lambda_ratio) in TAPS.items():
-        t, m = rows[key], rows[key].method
-        assert (t.eps * m.eps_ratio, m.l1) == pytest.approx((eps, l1), rel=2e-3)
-        assert (m.classifier.relus, m.classifier.gradient_weight) == (relus, weight)
-        assert getattr(m, "lambda_ratio", None) == lambda_ratio
-    for setting, (eps, kappa, beta, fusion) in CROWN_IBP.items():
-        t, m = rows[setting, "crown-ibp"], rows[setting, "crown-ibp"].method
-        assert t.eps * m.eps_ratio == pytest.approx(eps, rel=1e-3)
-        assert (m.kappa_end, m.beta_end, m.loss_fusion) == (kappa, beta, fusion)
-
-
 def test_a_setting_may_have_methods_of_its_own(tmp_path):
     settings = ["mnist-eps-0.1", "mnist-eps-0.3"]
     own = {"mnist-eps-0.3": {"run": {"methods": ["taps", "sabr"]}}}
@@ -183,7 +98,7 @@ def test_shards_cover_every_image_once():
     ("changes", "told"),
     [
         ({"scale": "quik"}, "config/config.yaml: scale: 'quik' is not known; allowed: laptop, paper, quick, tiny"),
-        ({"colour": 1}, "config/config.yaml: colour: unknown key; allowed: scale, results, data, overrides"),
+        ({"colour": 1}, "config/config.yaml: colour: unknown key; allowed: scale, results, checkpoints, data, overrides"),
         ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
         ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: architecture"),
