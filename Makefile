@@ -37,11 +37,12 @@ setup: .venv/installed
 reproduce: setup
 	@echo "==> Running the workflow on $(CORES) cores"
 	snakemake --cores $(CORES) $(CONFIG)
-	@$(MAKE) --no-print-directory report
+	@echo "==> Done: $(RESULTS)/report.html"
 
+# Tables, figures and the report of what was run, again.
 report: setup
-	snakemake $(CONFIG) --report "$(RESULTS)/report.html"
-	@echo "==> Done: $(RESULTS)/report.html, $(RESULTS)/tables/table1.md"
+	snakemake --cores $(CORES) "$(RESULTS)/report.html" $(CONFIG)
+	@echo "==> Done: $(RESULTS)/report.html"
 
 test: setup
 	@echo "==> Running all tests"

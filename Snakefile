@@ -28,9 +28,7 @@ include: "workflow/rules/records.smk"
 include: "workflow/rules/studies.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
-
-
-report: "workflow/report/workflow.rst"
+include: "workflow/rules/report.smk"
 
 
 localrules:
@@ -52,6 +50,7 @@ rule all:
         TABLES,
         STUDIES,
         FIGURES,
+        REPORT,
 
 
 rule models:

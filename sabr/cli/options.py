@@ -8,6 +8,7 @@ import typer
 PUBLISHED = Path("config/published.yaml")
 FIGURES = Path("config/figures.yaml")
 CLAIMS = Path("config/claims.yaml")
+CAPTIONS = Path("config/report.yaml")
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared datasets.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write; there whole or not at all.")]

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import CLAIMS, FIGURES, PUBLISHED, OutlineFile, Output, PublishedFile, StyleFile, Title
+from sabr.cli.options import (
+    CAPTIONS,
+    CLAIMS,
+    FIGURES,
+    PUBLISHED,
+    DataFolder,
+    OutlineFile,
+    Output,
+    PublishedFile,
+    StyleFile,
+    Title,
+)
 from sabr.errors import SabrError
 
 if TYPE_CHECKING:
@@ -24,6 +35,8 @@ FigureName = StrEnum(
     "FigureName",
     [
         "accuracies",
+        "pareto",
+        "examples",
         "training-curves",
         "lambda-sweep",
         "cascade",
@@ -168,24 +181,51 @@ def claims(
 
 
 @app.command()
+def examples(
+    rows: Annotated[list[Path], typer.Argument(help="Row folders, one for each network.")],
+    output: Output,
+    each: Annotated[int, typer.Option(min=1, help="Counterexamples of each network, at most.")] = 8,
+    folder: DataFolder = Path("data"),
+) -> None:
+    """Gather a few counterexamples with their images, as an archive of arrays for the figure `examples`."""
+    from sabr.report import counterexamples
+
+    counterexamples.write(counterexamples.collect(rows, folder, each=each), output)
+
+
+@app.command()
 def figure(
     name: Annotated[FigureName, typer.Argument(help="Which figure.")],
     source: Annotated[Path, typer.Argument(metavar="CSV", help="Its data: what `sabr collect` or `sabr study` wrote.")],
     title: Title,
     outputs: Annotated[list[Path], typer.Option("--output", "-o", help="Figure to write: .pdf or .png.")],
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Show only this method; once for each. Default: all.")
+        list[str] | None, typer.Option("--method", help="Show only this method of ours; once for each. Default: all.")
     ] = None,
+    published_file: PublishedFile = PUBLISHED,
     style_file: StyleFile = FIGURES,
 ) -> None:
     """Draw one figure."""
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sabr.report import effort, figures, gathering, illustrations, records, stages, study_figures, style
+    from sabr.report import (
+        effort,
+        examples,
+        figures,
+        gathering,
+        illustrations,
+        pareto,
+        records,
+        stages,
+        study_figures,
+        style,
+    )
 
     kinds: dict[str, tuple[Callable[[Path], pd.DataFrame], Callable[[pd.DataFrame, str, style.Style], Figure]]] = {
         "accuracies": (records.read, figures.accuracies),
+        "pareto": (functools.partial(pareto.read, published_file=published_file), pareto.pareto),
+        "examples": (examples.read, examples.examples),
         "training-curves": (pd.read_csv, figures.training_curves),
         "lambda-sweep": (records.read, figures.lambda_sweep),
         "cascade": (stages.read_stages, effort.cascade),
@@ -204,13 +244,46 @@ def figure(
     except (OSError, ValueError) as error:
         raise SabrError(f"cannot read {source}: {error}") from error
     if methods:
-        data = data[data["method"].isin(methods)]
+        theirs = data["origin"] == "published" if "origin" in data else False
+        data = data[data["method"].isin(methods) | theirs]
     try:
         drawn = draw(data, title, style.read(style_file))
     except KeyError as error:
         raise SabrError(f"{source} is no table for the figure {name}: it has no column {error}") from error
     for path in outputs:
         style.save(drawn, path)
+
+
+@app.command()
+def page(
+    records_file: Annotated[Path, typer.Option("--records", help="What `sabr collect` wrote.")],
+    limits_file: Annotated[Path, typer.Option("--limits", help="What `sabr collect --limits` wrote.")],
+    provenance_file: Annotated[Path, typer.Option("--provenance", help="What `sabr collect --provenance` wrote.")],
+    verdicts_file: Annotated[Path, typer.Option("--verdicts", help="What `sabr claims` wrote as JSON.")],
+    output: Output,
+    outline_file: OutlineFile,
+    tables: Annotated[list[Path] | None, typer.Option("--table", help="A table as HTML; once for each.")] = None,
+    figures: Annotated[list[Path] | None, typer.Option("--figure", help="A figure as PNG; once for each.")] = None,
+    captions_file: Annotated[Path, typer.Option("--captions", help="Sections and captions.")] = CAPTIONS,
+    style_file: StyleFile = FIGURES,
+) -> None:
+    """Write the report: claims, tables, figures, cost and provenance in one HTML file that loads nothing."""
+    from sabr.files import write_text
+    from sabr.report import outline, records, stages, style
+    from sabr.report.page import build, captions
+
+    sources = build.Sources(
+        outline=outline.read(outline_file),
+        captions=captions.read(captions_file),
+        claims=build.read_claims(verdicts_file),
+        records=records.read(records_file),
+        limits=stages.read_limits(limits_file),
+        provenance=build.read_provenance(provenance_file),
+        tables={path.stem: path for path in tables or ()},
+        figures={path.stem: path for path in figures or ()},
+        style=style.read(style_file),
+    )
+    write_text(output, build.build(sources))
 
 
 def _allowed(paths: Iterable[Path], what: str, suffixes: Iterable[str]) -> None:

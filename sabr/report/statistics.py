@@ -107,7 +107,7 @@ def compare(pairs: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         One line per setting, pair and measure: `COMPARED`. p_holm: p, by Holm's method for all pairs of one setting
         and measure. verdict: higher or lower (the first than the second) where p_holm is below `SIGNIFICANT`, else
-        "not significant"; with a single seed "higher on these images", as nothing is known of other seeds.
+        "not significant"; with a single seed "higher, one seed", as nothing is known of other seeds.
     """
     lines = []
     for (dataset, eps, measure), part in pairs.groupby(["dataset", "eps", "measure"], sort=False):
@@ -124,4 +124,4 @@ def _verdict(line: dict[str, object], adjusted: float) -> str:
     if adjusted >= SIGNIFICANT:
         return "not significant"
     word = "higher" if float(line["difference"]) > 0 else "lower"  # type: ignore[arg-type]
-    return word if line["seeds"] != 1 else f"{word} on these images"
+    return word if line["seeds"] != 1 else f"{word}, one seed"

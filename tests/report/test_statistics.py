@@ -113,9 +113,9 @@ def test_verdicts() -> None:
     assert list(statistics.compare(many)["verdict"]) == ["higher"]
     swapped = pd.DataFrame([line(seed, 10, 40 + seed) for seed in (1, 2, 3)])
     assert list(statistics.compare(swapped)["verdict"]) == ["lower"]
-    assert list(statistics.compare(pd.DataFrame([line(1, 40, 10)]))["verdict"]) == ["higher on these images"]
+    assert list(statistics.compare(pd.DataFrame([line(1, 40, 10)]))["verdict"]) == ["higher, one seed"]
     # Alone it is significant, among four pairs it is not.
     alone = pd.DataFrame([line(1, 20, 8)])
-    assert list(statistics.compare(alone)["verdict"]) == ["higher on these images"]
+    assert list(statistics.compare(alone)["verdict"]) == ["higher, one seed"]
     four = pd.DataFrame([line(1, 20, 8, second) for second in ("a", "b", "c", "d")])
     assert set(statistics.compare(four)["verdict"]) == {"not significant"}

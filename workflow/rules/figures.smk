@@ -2,6 +2,8 @@
 
 FIGURE_DATA = {
     "accuracies": f"{RESULTS}/records.csv",
+    "pareto": f"{RESULTS}/records.csv",
+    "examples": f"{RESULTS}/studies/examples.npz",
     "training-curves": f"{RESULTS}/histories.csv",
     "lambda-sweep": f"{RESULTS}/records.csv",
     "cascade": f"{RESULTS}/stages.csv",
@@ -18,8 +20,21 @@ if not PLAN.sweep:
     del FIGURE_DATA["lambda-sweep"]
 if not any("complete" in row.certification.stages for row in PLAN.main):
     del FIGURE_DATA["time-limit"]
+# Counterexamples are too large to be kept with verdicts that are taken from elsewhere; the few that are drawn are not.
+if KEPT:
+    FIGURE_DATA["examples"] = f"{CHECKPOINTS}/studies/examples.npz"
+    if not Path(FIGURE_DATA["examples"]).is_file():
+        del FIGURE_DATA["examples"]
 # Figures of Table 1's methods, without those of the sweep.
-OF_METHODS = ("accuracies", "training-curves", "cascade", "time-limit")
+OF_METHODS = ("accuracies", "pareto", "training-curves", "cascade", "time-limit")
+# Whose counterexamples are drawn: of each setting SABR's first network, or, without one, the first of all.
+EXAMPLES = [
+    max(
+        (row for row in PLAN.main if row.setting == setting),
+        key=lambda row: row.training.method.objective == "sabr",
+    )
+    for setting in PLAN.run.settings
+]
 # Titles of figures that say for themselves how many images were studied, and of those that no scale changes.
 TITLES = {
     **{
@@ -37,18 +52,45 @@ FIGURES = [
 ]
 
 
+rule examples:
+    input:
+        [f"{RESULTS}/{row.path}/model.pt" for row in EXAMPLES],
+        [f"{RESULTS}/{row.path}/attack.pt" for row in EXAMPLES],
+        [f"{RESULTS}/{row.path}/verdicts.json" for row in EXAMPLES],
+        [
+            f"{RESULTS}/{row.path}/shards/{first}-{last}.pt"
+            for row in EXAMPLES
+            for first, last in row.shards(PLAN.run.shard_size)
+        ],
+        ancient([f"{DATA}/{row.certification.dataset}/test.pt" for row in EXAMPLES]),
+    output:
+        f"{RESULTS}/studies/examples.npz",
+    log:
+        f"{RESULTS}/logs/examples.log",
+    benchmark:
+        f"{RESULTS}/logs/examples.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+        gpu=0,
+    params:
+        rows=[f"{RESULTS}/{row.path}" for row in EXAMPLES],
+        data=DATA,
+    shell:
+        "sabr examples {params.rows:q} --data {params.data:q} --output {output:q} &> {log:q}"
+
+
 rule figure:
     input:
         data=lambda wildcards: FIGURE_DATA[wildcards.figure],
+        published=f"{CONFIG}/published.yaml",
         style=f"{CONFIG}/figures.yaml",
     output:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
-        png=report(
-            f"{RESULTS}/figures/{{figure}}.png",
-            category="Figures",
-            labels={"figure": "{figure}"},
-            caption="../report/figure.rst",
-        ),
+        png=f"{RESULTS}/figures/{{figure}}.png",
     log:
         f"{RESULTS}/logs/figure-{{figure}}.log",
     benchmark:
@@ -72,4 +114,4 @@ rule figure:
         ),
     shell:
         "sabr figure {params.figure:q} {input.data:q} --title {params.title:q} {params.methods:q}"
-        " --style {input.style:q} --output {output.pdf:q} --output {output.png:q} &> {log:q}"
+        " --published {input.published:q} --style {input.style:q} --output {output.pdf:q} --output {output.png:q} &> {log:q}"

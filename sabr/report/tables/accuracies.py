@@ -78,13 +78,13 @@ def _table(
     ours = numbers[numbers["origin"] == "ours"]
     shown = [measure for measure in measures if measure in set(ours["measure"])]
     first_stage = next(iter(STAGE_COLUMNS.values()))
-    columns = [Column("method")]
-    for measure in shown:
-        label = style.measure(measure).label
-        columns.append(
-            Column(f"by {label}" if measure == first_stage else label, detail=measure in STAGE_COLUMNS.values())
-        )
+    main, further = ([m for m in shown if (m in _MAIN) == inside] for inside in (True, False))
+    columns = [Column("method", words=True), *(Column(style.measure(measure).label, over="ours") for measure in main)]
     columns += [Column(measure, over="published") for measure in _PUBLISHED]
+    for measure in further:
+        label = style.measure(measure).label
+        staged = measure in STAGE_COLUMNS.values()
+        columns.append(Column(f"by {label}" if measure == first_stage else label, over="ours, further", detail=staged))
     groups = []
     for (dataset, eps), own in planned.groupby(["dataset", "eps"], sort=False):
         found = numbers[(numbers["dataset"] == dataset) & (numbers["eps"] == eps)]
@@ -92,10 +92,10 @@ def _table(
         for method in style.order([*own["method"], *found["method"]]):
             line = found[found["method"] == method]
             is_ours = method in set(own["method"])
-            cells = [
-                _cell(line[line["origin"] == "ours"], measure, MISSING if is_ours else NOTHING) for measure in shown
-            ]
+            own_line, otherwise = line[line["origin"] == "ours"], MISSING if is_ours else NOTHING
+            cells = [_cell(own_line, measure, otherwise) for measure in main]
             cells += [_cell(line[line["origin"] == "published"], measure, NOTHING) for measure in _PUBLISHED]
+            cells += [_cell(own_line, measure, otherwise) for measure in further]
             rows.append((style.method(method).label + ("" if is_ours else " (published)"), *cells))
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
     notes = [*missing(records, planned, style), *_notes(numbers)]
@@ -125,7 +125,7 @@ def _cell(numbers: pd.DataFrame, measure: str, otherwise: str) -> str:
         return NOTHING
     number = found.iloc[0]
     if number["origin"] == "published":
-        return f"{'~' if number['quoted'] else ''}{number['value']:g}"
+        return f"{'~' if number['quoted'] else ''}{number['value']:.2f}"
     digits = 2 if number["images"] >= 10_000 else 1
     value = f"{number['value']:.{digits}f}"
     if number["seeds"] > 1:

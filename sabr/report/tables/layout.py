@@ -45,11 +45,14 @@ class Column:
         A heading that it shares with its neighbours; empty: none.
     detail
         Left out of LaTeX, where a page is narrow.
+    words
+        It holds words, not numbers.
     """
 
     label: str
     over: str = ""
     detail: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def to_latex(table: Table) -> str:
         rf"\caption{{{_escape(' '.join([table.caption, *table.notes]))}}}",
         r"\scriptsize",
         r"\setlength{\tabcolsep}{2.5pt}",
-        rf"\begin{{tabular}}{{@{{}}l{'r' * (len(columns) - 1)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{''.join('l' if column.words else 'r' for column in columns)}@{{}}}}",
         r"\toprule",
     ]
     if any(column.over for column in columns):
@@ -129,10 +132,11 @@ def fragment(page: str) -> str:
 def _fragment(table: Table) -> str:
     spanned = any(column.over for column in table.columns)
     lines = ["<thead>", *([_html_spans(table.columns)] if spanned else [])]
-    lines += [_html_row("th", [column.label for column in table.columns]), "</thead>"]
+    words = [column.words for column in table.columns]
+    lines += [_html_row("th", [column.label for column in table.columns], words), "</thead>"]
     for heading, rows in table.groups:
         lines += ["<tbody>", f'<tr><th colspan="{len(table.columns)}" class="heading">{html.escape(heading)}</th></tr>']
-        lines += [_html_row("td", cells) for cells in rows] + ["</tbody>"]
+        lines += [_html_row("td", cells, words) for cells in rows] + ["</tbody>"]
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
     return (
         f'<p class="caption">{html.escape(table.caption)}</p>\n<div class="scroll"><table>\n'
@@ -154,7 +158,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-siz
 thead {{ border-top: 2px solid; border-bottom: 1px solid; }}
 tbody {{ border-bottom: 1px solid #999; }}
 th, td {{ padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
+.words, .heading {{ text-align: left; }}
 p {{ max-width: 50rem; line-height: 1.4; }}
 </style>
 </head>
@@ -165,8 +169,10 @@ p {{ max-width: 50rem; line-height: 1.4; }}
 """
 
 
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _html_row(tag: str, cells: Sequence[str], words: Sequence[bool]) -> str:
+    opening = [f'<{tag} class="words">' if word else f"<{tag}>" for word in words]
+    parts = [f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opening, cells, strict=True)]
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def _html_spans(columns: Sequence[Column]) -> str:

@@ -46,7 +46,10 @@ def hyper_parameters(parameters: pd.DataFrame, context: Context) -> Table:
         *missing(parameters, planned, style),
         "Drops: epochs at which the learning rate falls. Ramp: epochs between which ε grows from 0 to ε trained.",
     ]
-    columns = (Column("method"), *(Column(label) for label in _COLUMNS))
+    columns = (
+        Column("method", words=True),
+        *(Column(label, words=label in ("network", "drops")) for label in _COLUMNS),
+    )
     caption = f"Hyper-parameters. {outline.title}."
     numbers = found.assign(scale=outline.title)
     return Table("Hyper-parameters", caption, columns, tuple(groups), tuple(notes), numbers)

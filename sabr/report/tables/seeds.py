@@ -34,9 +34,9 @@ def seeds(pairs: pd.DataFrame, context: Context) -> Table:
         raise SabrError("there are no two networks of one setting and seed to compare; certify two methods first")
     numbers = compare(found).assign(scale=outline.title)
     columns = (
-        *(Column("first"), Column("second")),
+        *(Column("first", words=True), Column("second", words=True)),
         *(
-            Column(label, over=measure)
+            Column(label, over=measure, words=label == "first is")
             for measure in _MEASURES
             for label in ("first − second", "p, images", "p, seeds", "first is")
         ),
@@ -77,10 +77,10 @@ def _line(line: "pd.Series[float]", sign: int) -> tuple[str, ...]:
     shown = signed(sign * line["difference"], digits)
     if line["seeds"] > 1:
         shown += f" ± {line['deviation']:.{digits}f}"
-    word, *rest = str(line["verdict"]).split(" ")
+    word, comma, rest = str(line["verdict"]).partition(",")
     if sign < 0:
         word = {"higher": "lower", "lower": "higher"}.get(word, word)
-    return shown, p_value(line["p_images"]), p_value(line["p_seeds"]), " ".join([word, *rest])
+    return shown, p_value(line["p_images"]), p_value(line["p_seeds"]), f"{word}{comma}{rest}"
 
 
 def signed(gap: float, digits: int) -> str:

@@ -60,7 +60,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
     planned = _studied(outline)
     found = _some(present(alignment, planned), "gradient alignment")
     means = _over_seeds(found, [*_KEYS, "loss", "at"], ["cosine"], outline.title)
-    columns = [Column("network"), Column("robust loss")]
+    columns = [Column("network", words=True), Column("robust loss", words=True)]
     columns += [Column(at) for at in ("clean", "adversarial")]
     columns += [Column(at, over="published") for at in ("clean", "adversarial")]
     groups = []
@@ -95,9 +95,8 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
     found = found[found["layer"] == "all"]
     kinds = ("active", "inactive", "unstable")
     means = _over_seeds(found, [*_KEYS, "where"], kinds, outline.title)
-    columns = [Column("network")]
-    columns += [Column(kind, over=f"at {where}") for where in ("a point", "a region") for kind in kinds]
-    columns = [Column(c.label, over={"at a region": "over the region"}.get(c.over, c.over)) for c in columns]
+    columns = [Column("network", words=True)]
+    columns += [Column(kind, over=over) for over in ("at a point", "over the region") for kind in kinds]
     columns.append(Column("unstable, region", over="published"))
     groups = []
     for (dataset, eps), own in planned.groupby(["dataset", "eps"], sort=False):

@@ -33,7 +33,12 @@ def times(records: pd.DataFrame, context: Context) -> Table:
     numbers = _numbers(found, outline.title)
     theirs = published[published["measure"] == "training_minutes"]
     columns = (
-        *(Column("method"), Column("network"), Column("epochs"), Column("an epoch", over="training")),
+        *(
+            Column("method", words=True),
+            Column("network", words=True),
+            Column("epochs"),
+            Column("an epoch", over="training"),
+        ),
         *(Column("a network", over="training"), Column("attack"), Column("a network", over="certification")),
         *(Column("an image", over="certification"), Column("training", over="published")),
     )
