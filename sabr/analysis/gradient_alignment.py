@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sabr.analysis.adversarial import worst_points
@@ -14,7 +13,6 @@ from sabr.bounds.boxes import Box, ball, small_box
 from sabr.bounds.interval import margin_bounds
 from sabr.networks.affine import folded_steps
 from sabr.networks.architectures import Network
-from sabr.networks.steps import forward
 from sabr.specs import AttackRound
 from sabr.training.methods.base import worst_case_cross_entropy
 
@@ -35,10 +33,9 @@ def measure(
 ) -> pd.DataFrame:
     """Cosine similarities, image by image, of gradients with respect to all parameters of the network.
 
-    The paper says "mean cosine similarity across the test set" and nothing of batches; here it is the mean over images
-    of the cosine of each image's own gradients, which no choice of a batch size changes. All losses are those of
-    evaluation mode, without regularisers; biases in front of a batch norm count like all other parameters. They are
-    computed in float64: at confident predictions the gradients are smaller than float32 can tell from 0.
+    Each image has gradients of its own, whose cosine is averaged over images, so that no choice of a batch size changes
+    the result; whether the paper takes them of images or of batches we do not know. All losses are those of evaluation
+    mode, without regularisers; biases in front of a batch norm count like all other parameters.
 
     Parameters
     ----------
@@ -62,23 +59,20 @@ def measure(
         over them, missing for fewer than two.
     """
     adversarial = _adversarial(network, images, labels, eps, rounds, generator, memory_mb)
-    exact = _copy(network)
+    trained = copy.deepcopy(network).eval().requires_grad_(True)
     cosines: dict[tuple[str, str], list[float]] = {(loss, at): [] for loss in LAMBDA_RATIOS for at in _AT}
     for place in range(len(images)):
         one = slice(place, place + 1)
-        clean, worst, label = images[one].double(), adversarial[one].double(), labels[one]
+        clean, worst, label = images[one], adversarial[one], labels[one]
         towards = {
-            at: _gradient(exact, _at_point(exact, points, label))
-            for at, points in zip(_AT, (clean, worst), strict=True)
+            at: direction(trained, Box(points, points), label) for at, points in zip(_AT, (clean, worst), strict=True)
         }
         region = ball(clean, eps)
         for loss, ratio in LAMBDA_RATIOS.items():
-            box = small_box(region.clamp(worst), region, region.radius.clamp(max=ratio * eps))
-            own = _gradient(exact, _over_box(exact, box, label))
+            own = direction(trained, small_box(worst, region, region.radius.clamp(max=ratio * eps)), label)
             for at, other in towards.items():
-                sizes = own.norm() * other.norm()
-                if sizes > 0:
-                    cosines[loss, at].append(float(own @ other / sizes))
+                if own is not None and other is not None:
+                    cosines[loss, at].append(float(own @ other))
     lines = []
     for (loss, at), found in cosines.items():
         values = pd.Series(found, dtype="float64")
@@ -106,19 +100,25 @@ def _adversarial(
     return torch.cat(found)
 
 
-def _copy(network: Network) -> Network:
-    """The same network in float64, whose parameters take gradients."""
-    return copy.deepcopy(network).double().eval().requires_grad_(True)
+def direction(network: Network, box: Box, label: Tensor) -> Tensor | None:
+    """The gradient of the worst-case cross-entropy over a box, or of that at a point, as a vector of length 1.
 
+    It is taken by way of the margins: in float32 the probability of a confident prediction is 1, and the gradient that
+    goes through it is lost, while those of the other classes are small but known.
 
-def _at_point(network: Network, point: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(forward(folded_steps(network), point), label)
+    Parameters
+    ----------
+    network
+        In evaluation mode; gradients are taken towards all its parameters.
+    box, label
+        (1, ...) and (1,).
 
-
-def _over_box(network: Network, box: Box, label: Tensor) -> Tensor:
-    return worst_case_cross_entropy(margin_bounds(folded_steps(network), box, label).lower).sum()
-
-
-def _gradient(network: Network, loss: Tensor) -> Tensor:
-    """The gradient towards all parameters, as one vector."""
-    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(network.parameters()))])
+    Returns
+    -------
+    Tensor or None
+        None where the gradient vanishes.
+    """
+    loss = worst_case_cross_entropy(margin_bounds(folded_steps(network), box, label).lower).sum()
+    gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(network.parameters()))])
+    size = float(gradient.norm())
+    return gradient.div_(size) if size > 0 else None

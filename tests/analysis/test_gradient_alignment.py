@@ -8,9 +8,7 @@ from nets import ROUNDS, generator
 from torch import nn
 
 from sabr.analysis import gradient_alignment
-from sabr.analysis.adversarial import worst_points
-from sabr.bounds.boxes import ball
-from sabr.networks.affine import folded_steps
+from sabr.bounds.boxes import Box
 from sabr.studies import COLUMNS
 
 
@@ -57,22 +55,24 @@ def test_the_small_box_is_better_aligned_than_the_ball(case):
     assert (table["deviation"] > 0).all()
 
 
-def test_gradients_are_those_of_the_network(case):
-    """The cosine between clean and adversarial gradients, once by way of the steps, once by torch's own layers."""
+@pytest.mark.parametrize("confidence", [1, 200])
+def test_gradients_are_those_of_the_network(case, confidence):
+    """By way of the steps and in float32; by torch's own layers, in float64."""
     network, images, labels = case
-    before = copy.deepcopy(network.state_dict())
-    steps = folded_steps(network)
     with torch.no_grad():
-        worst = worst_points([*steps], ball(images, 0.1), labels, known=images, rounds=ROUNDS, generator=generator())
+        network[-1].weight.mul_(confidence)
+    labels = network(images).argmax(1)
+    before = copy.deepcopy(network.state_dict())
     exact = copy.deepcopy(network).double()
-    for image, point, label in zip(images.double(), worst.double(), labels, strict=True):
-        ours = gradient_alignment._gradient(
-            exact, gradient_alignment._at_point(exact, point.unsqueeze(0), label.unsqueeze(0))
-        )
-        loss = F.cross_entropy(exact(point.unsqueeze(0)), label.unsqueeze(0))
+    least = math.inf
+    for image, label in zip(images, labels, strict=True):
+        ours = gradient_alignment.direction(network, Box(image.unsqueeze(0), image.unsqueeze(0)), label.unsqueeze(0))
+        loss = F.cross_entropy(exact(image.unsqueeze(0).double()), label.unsqueeze(0))
         theirs = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))])
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
-        assert image.shape == point.shape
+        least = min(least, float(theirs.norm()))
+        assert float(ours.double() @ theirs / theirs.norm()) == pytest.approx(1, abs=1e-4)
+        assert float(ours.norm()) == pytest.approx(1, abs=1e-5)
+    assert (least < 1e-9) == (confidence > 1)
     measured(network, images, labels, 0.1)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
