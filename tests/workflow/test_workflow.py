@@ -25,7 +25,7 @@ pytestmark = pytest.mark.workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = DATASETS["mnist"]
-METHODS = (*OBJECTIVES, "sabr-lambda-0.1")
+METHODS = (*OBJECTIVES, "sabr-lambda-0.1", "sabr-shrinking", "sabr-wide")
 ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in METHODS]
 
 
