@@ -55,7 +55,7 @@ def test_the_small_box_is_better_aligned_than_the_ball(case):
     assert (table["deviation"] > 0).all()
 
 
-@pytest.mark.parametrize("confidence", [1, 200])
+@pytest.mark.parametrize("confidence", [1, 150])
 def test_gradients_are_those_of_the_network(case, confidence):
     """By way of the steps and in float32; by torch's own layers, in float64."""
     network, images, labels = case
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_the_network(case, confidence):
         least = min(least, float(theirs.norm()))
         assert float(ours.double() @ theirs / theirs.norm()) == pytest.approx(1, abs=1e-4)
         assert float(ours.norm()) == pytest.approx(1, abs=1e-5)
-    assert (least < 1e-9) == (confidence > 1)
+    assert (least < 1e-7) == (confidence > 1)
     measured(network, images, labels, 0.1)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
