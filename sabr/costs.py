@@ -140,6 +140,12 @@ def size(architecture: str, dataset: str) -> Size:
     return Size(sum(m for m, _ in layers), sum(n for _, n in layers), parameters, tuple(layers))
 
 
+def prepared_bytes(dataset: str) -> int:
+    """What a dataset takes on disk, decoded; the archives that it came in take less, and may be deleted."""
+    data = DATASETS[dataset]
+    return (data.train_images + data.test_images) * (data.channels * data.stored_size**2 + 8)
+
+
 def trained_in(costs: Costs, spec: TrainingSpec, seconds: float) -> Step:
     """The IBP step that follows from the time that a whole training took."""
     steps = Model(costs, costs.steps).ibp_steps(spec)

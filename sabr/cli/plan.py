@@ -91,6 +91,8 @@ def _gpu(known: "Costs", folder: Path) -> "Model":
 
 
 def _print_table(asked: "Plan", found: "Mapping[str, Cost]", on_gpu: bool) -> None:
+    from sabr.costs import prepared_bytes
+
     settings: dict[str, list[Cost]] = {}
     for path, row in asked.rows.items():
         settings.setdefault(row.setting, []).append(found[path])
@@ -101,7 +103,8 @@ def _print_table(asked: "Plan", found: "Mapping[str, Cost]", on_gpu: bool) -> No
     typer.echo(f"\n{len(found)} jobs each that train, attack and merge, {lines[-1][2]} that certify; {unit}:")
     for line in (heads, *lines):
         typer.echo("  ".join(f"{cell:>13}" if place else f"{cell:24}" for place, cell in enumerate(line)))
-    typer.echo("and the datasets; `snakemake -n` lists all jobs, small ones too.\n")
+    data = sum(prepared_bytes(name) for name in {row.training.dataset for row in asked.rows.values()})
+    typer.echo(f"and {data / 1e9:.2f} GB of prepared datasets; `snakemake -n` lists all jobs, small ones too.\n")
 
 
 def _sums(costs: "Iterable[Cost]") -> tuple[str, ...]:
