@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sabr.bounds.boxes import ball
+from sabr.bounds.boxes import Box
 from sabr.certification import cascade
 from sabr.certification.attacking import attack
 from sabr.certification.verdicts import Verdict
@@ -27,8 +27,9 @@ def measure(
     """Count images that are classified right, resist the quick attack, and are certified, at each radius.
 
     Certified are images by the stages that bound, without the complete verifier, the strong attack and any time limit:
-    equal inputs give equal counts. What is known at one radius is used at others: a counterexample counts at every
-    larger radius, a proof at every smaller one, so no curve ever rises.
+    equal inputs give equal counts. What is known at one radius is used at others, so that no curve ever rises: a
+    counterexample counts at every larger radius, and a proof at every smaller one. Among the radii at which an image
+    resists, the largest one with a proof is looked for by bisection.
 
     Parameters
     ----------
@@ -59,32 +60,68 @@ def measure(
     stages = tuple(stage for stage in spec.stages if stage in PROOFS and stage != "complete")
     if not stages:
         raise SabrError("the specification has no stage that proves anything but the complete verifier; add one")
-    resists = [torch.zeros(len(images), dtype=torch.bool) for _ in radii]
-    natural = torch.zeros(len(images), dtype=torch.bool)
-    left = torch.arange(len(images))
+    bounds = spec.model_copy(update={"stages": stages, "shard_minutes": None})
+    natural, resisted = _attacked(steps, images, labels, radii, spec, report)
+    proved = _proved(steps, images, labels, radii, resisted, bounds, report)
+    lines = [
+        (radius, len(images), natural, int((resisted > place).sum()), int((proved > place).sum()))
+        for place, radius in enumerate(radii)
+    ]
+    return pd.DataFrame(lines, columns=["tested_eps", "images", "natural", "adversarial", "certified"])
+
+
+def _attacked(
+    steps: Sequence[Step],
+    images: Tensor,
+    labels: Tensor,
+    radii: Sequence[float],
+    spec: CertificationSpec,
+    report: Callable[[str], None],
+) -> tuple[int, Tensor]:
+    """How many images are classified right, and at how many radii, from the smallest on, each of them resists, (N,)."""
+    resisted = torch.zeros(len(images), dtype=torch.int64)
+    left, natural = torch.arange(len(images)), 0
     for place, radius in enumerate(radii):
         asked = spec.attack_spec.model_copy(update={"eps": radius})
         found, _ = attack(steps, images[left], labels[left], asked, _nothing)
         if place == 0:
-            natural[left] = torch.tensor(found["natural_correct"].to_numpy())
+            natural = int(found["natural_correct"].sum())
         left = left[torch.tensor(found["adversarial_correct"].to_numpy())]
-        resists[place][left] = True
+        resisted[left] += 1
         report(f"radius {radius:.6g}: {len(left)} of {len(images)} resist the quick attack")
-    certified = torch.zeros(len(images), dtype=torch.bool)
-    counts = []
-    for radius, unrefuted in zip(reversed(radii), reversed(resists), strict=True):
-        chosen = torch.nonzero(unrefuted & ~certified).flatten()
+        if not len(left):
+            break
+    return natural, resisted
+
+
+def _proved(
+    steps: Sequence[Step],
+    images: Tensor,
+    labels: Tensor,
+    radii: Sequence[float],
+    resisted: Tensor,
+    spec: CertificationSpec,
+    report: Callable[[str], None],
+) -> Tensor:
+    """At how many of the radii, from the smallest on, each image is proved to be classified right, (N,)."""
+    proved, possible = torch.zeros_like(resisted), resisted.clone()
+    while len(open_ := torch.nonzero(proved < possible).flatten()):
+        middle = (proved + possible + 1) // 2
+        radius = torch.tensor(radii, dtype=torch.float64)[middle[open_] - 1].to(images.device)
+        points, around = images[open_].double(), radius.view(-1, *[1] * (images.dim() - 1))
+        region = Box((points - around).clamp(0, 1), (points + around).clamp(0, 1))
         verdicts: dict[int, Verdict] = {}
-        if len(chosen):
-            own = spec.model_copy(update={"eps": radius, "stages": stages, "shard_minutes": None})
-            region = ball(images[chosen].double(), radius)
-            cascade.certify(
-                steps, region, labels[chosen], chosen.tolist(), own, record=verdicts.__setitem__, report=_nothing
-            )
-        certified[[number for number, verdict in verdicts.items() if verdict.certified_by]] = True
-        counts.append((radius, len(images), int(natural.sum()), int(unrefuted.sum()), int(certified.sum())))
-        report(f"radius {radius:.6g}: {int(certified.sum())} certified")
-    return pd.DataFrame(reversed(counts), columns=["tested_eps", "images", "natural", "adversarial", "certified"])
+        cascade.certify(
+            steps, region, labels[open_], open_.tolist(), spec, record=verdicts.__setitem__, report=_nothing
+        )
+        for number, verdict in verdicts.items():
+            if verdict.certified_by:
+                proved[number] = middle[number]
+            else:
+                possible[number] = middle[number] - 1
+        certified = sum(bool(verdict.certified_by) for verdict in verdicts.values())
+        report(f"{certified} of {len(open_)} are certified, each at the radius in the middle of what is open")
+    return proved
 
 
 def _nothing(line: str) -> None:

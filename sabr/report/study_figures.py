@@ -201,7 +201,7 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
     -------
     Figure
         A column of panels for each setting: one column wide for one, a page wide for several; means over seeds. The
-        setting's own radius is marked.
+        setting's own radius is marked. What only the complete verifier would certify is not there.
     """
     measures = ("adversarial", "certified")
     settings = list(some(table).groupby(["dataset", "eps"], sort=False))
@@ -223,12 +223,12 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
         panels[1, column].set_xlim(0, means["tested_eps"].max() * unit)
         panels[1, column].set_xlabel("tested radius" + (", 1/255" if unit > 1 else ""))
     panels[0, 0].set_ylim(-3, 103)
-    for axes, measure in zip(panels[:, 0], measures, strict=True):
-        axes.set_ylabel(f"{style.measure(measure).label}, % of images")
+    panels[0, 0].set_ylabel("adversarial accuracy, %")
+    panels[1, 0].set_ylabel("certified by bounds, %")
     figure.align_ylabels(panels[:, 0])
     looks = [style.method(method) for method in style.order(table["method"])]
     handles = [handle_of(look) for look in looks]
-    handles.append(Line2D([], [], color=_GREY, linewidth=0.8, linestyle=":", label="trained for"))
+    handles.append(Line2D([], [], color=_GREY, linewidth=0.8, linestyle=":", label="the setting's ε"))
     return finish(figure, _with_images(title, table), handles, columns=3 if len(settings) == 1 else 5)
 
 

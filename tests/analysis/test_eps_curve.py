@@ -20,7 +20,7 @@ def spec(pytestconfig):
 def measured(steps, images, labels, factors, spec):
     said = []
     table = eps_curve.measure(steps, images, labels, eps_factors=factors, spec=spec, report=said.append)
-    assert len(said) == 2 * len(factors)
+    assert "resist the quick attack" in said[0]
     return table
 
 
