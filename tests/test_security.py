@@ -216,7 +216,6 @@ def test_names_of_folders_are_words_to_the_shell_whatever_they_hold(tmp_path):
     assert not list(tmp_path.rglob("pwned")) and not (ROOT / "pwned").exists()
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize(
     "overlay, told",
     [
@@ -239,10 +238,24 @@ def test_names_of_folders_are_words_to_the_shell_whatever_they_hold(tmp_path):
         ({"data": {"folder": "data", "mirror": "{y}"}}, "data.mirror"),
     ],
 )
-def test_names_that_are_no_names_are_refused_by_the_key_that_holds_them(tmp_path, overlay, told):
-    done = snakemake(tmp_path, "--dry-run", **overlay)
+def test_names_that_are_no_names_are_refused_by_the_key_that_holds_them(overlay, told):
+    asked = read_yaml(ROOT / "config" / "config.yaml") | {"scale": "tiny"} | overlay
+    with pytest.raises(SabrError, match="config") as refused:
+        resolve(asked, ROOT / "config")
+    assert told in str(refused.value)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    "overlay, told",
+    [
+        ({"overrides": {"run": {"methods": ["x; touch y"]}}}, "run.methods.0: 'x; touch y'"),
+        ({"results": "a{y}"}, "results: 'a{y}'"),
+    ],
+)
+def test_a_workflow_that_is_refused_runs_nothing(tmp_path, overlay, told):
+    done = snakemake(tmp_path, "--cores", "1", **overlay)
     assert done.returncode == 1
     said = done.stdout + done.stderr
-    assert told in said and "config" in said, said
-    assert "Traceback" not in said and "NameError" not in said
+    assert told in said and "Traceback" not in said and "NameError" not in said
     assert not list(tmp_path.rglob("y"))
