@@ -17,6 +17,8 @@ _GREY = "#555555"
 _LOG_FROM = 5
 # A method whose Box loss is so many times another's leaves the panel, and how far it goes is said.
 _CUT_FROM = 100
+# So many panels beside each other leave room for the name of a setting in one line.
+_SETTINGS_IN_A_LINE = 4
 # Where the region of the loss against lambda lies, and the losses that are drawn there; what they look like.
 _PLACES = {
     "region around the adversarial point": ("standard", "adversarial", "box"),
@@ -157,15 +159,16 @@ def box_sizes(table: pd.DataFrame, title: str, style: Style) -> Figure:
         for layer, colour in zip(layers, colours, strict=True):
             own = means[(means["method"] == method) & (means["layer"] == layer)]
             after, before = own[own["stage"] == "after"], own[own["stage"] == "before"]
-            upper.plot(after["input_radius"], after["mean_radius"], color=colour)
-            upper.plot(after["input_radius"], after["linear"], color=colour, linestyle=":", linewidth=0.9)
+            upper.plot(after["lambda_ratio"], after["mean_radius"], color=colour)
+            upper.plot(after["lambda_ratio"], after["linear"], color=colour, linestyle=":", linewidth=0.9)
             for line, dashes in ((after, "-"), (before, "--")):
-                lower.plot(line["input_radius"], line["mean_radius"] / line["linear"], color=colour, linestyle=dashes)
+                lower.plot(line["lambda_ratio"], line["mean_radius"] / line["linear"], color=colour, linestyle=dashes)
         upper.set_title(style.method(method).label)
-        lower.set_xlabel("input radius")
+        lower.set_xlabel("input radius / ε")
         for axes in (upper, lower):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_minor_locator(NullLocator())
         lower.axhline(1, color=_GREY, linewidth=0.9, linestyle=":")
     panels[0, 0].set_yscale("log")
@@ -219,7 +222,8 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
                 axes.plot(radii, percent, markersize=3.5, clip_on=False, **line_of(style.method(method)))
             axes.axvline(parse_eps(str(eps)) * unit, color=_GREY, linewidth=0.8, linestyle=":")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panels[0, column].set_title(style.setting(str(dataset), str(eps)))
+        name = style.setting(str(dataset), str(eps))
+        panels[0, column].set_title(name.replace(", ", ",\n") if len(settings) > _SETTINGS_IN_A_LINE else name)
         panels[1, column].set_xlim(0, means["tested_eps"].max() * unit)
         panels[1, column].set_xlabel("tested radius" + (", 1/255" if unit > 1 else ""))
     panels[0, 0].set_ylim(-3, 103)
