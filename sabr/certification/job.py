@@ -54,7 +54,7 @@ def run_attack(
         When a file cannot be read or written, or does not fit the others.
     """
     steps, about = _network(model, spec, folder, device)
-    probe(output)
+    _probe(output, model)
     started = time.perf_counter()
     images, labels = _images(spec, folder, 0, spec.images, device)
     table, counterexamples = attack(steps, images, labels, spec, _say)
@@ -95,7 +95,7 @@ def run_certification(
         As `run_attack`; and when a certified image is refuted, which means that a bound is unsound.
     """
     steps, about = _network(model, spec, folder, device)
-    probe(output)
+    _probe(output, model, attacked)
     known, attack_about = verdicts.read(attacked, verdicts.ATTACK_COLUMNS)
     _refuse_other(attacked, attack_about, about | {"attack": spec.attack_spec.model_dump(mode="json")})
     about["certification"] = spec.model_dump(mode="json")
@@ -185,6 +185,14 @@ def run_verification(onnx: Path, vnnlib: Path, spec: Cascade) -> str:
     if answer.inputs is not None and answer.outputs is not None:
         return f"{answer.result}\n{counterexample_text(answer.inputs, answer.outputs)}"
     return f"{answer.result}\n; {answer.reason}" if answer.reason else answer.result
+
+
+def _probe(output: Path, *read: Path) -> None:
+    """Before long work: the table can be written, and neither it nor its companions are what was read."""
+    for path in read:
+        if output.with_suffix("").resolve() == path.with_suffix("").resolve():
+            raise SabrError(f"{output} and its companions would overwrite {path}; give it another name")
+    probe(output)
 
 
 def _points(known: Mapping[int, Verdict]) -> dict[int, Tensor]:
