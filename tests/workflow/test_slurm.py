@@ -23,6 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "workflow" / "profiles"
 SCRIPT = ROOT.parent / "shared" / "local_slurm.sh"
 CONFIGURATION = Path("/etc/slurm/slurm.conf")
+# Rules of which each job is one of Slurm's.
+NETWORK = ("train", "attack", "certify", "study_network")
+# What `whole` makes, and what it needs for that.
+TARGETS = ("tables/table1.md", "figures/accuracies.pdf", "figures/box-growth.pdf", "studies/relu-states.csv")
+ALONE = {name: None for name in ("ablation", "shrinking", "widths")} | {"long": []}
+# What a site's own profile says.
+SITE = {
+    "default-resources": {"slurm_partition": "debug"},
+    "set-resources": {rule: {"slurm_partition": "gpu"} for rule in NETWORK},
+}
 # Soon, instead of after 40 s.
 ASKING = ("--slurm-init-seconds-before-status-checks", "1", "--max-status-checks-per-second", "10")
 
@@ -55,8 +65,18 @@ class Cluster:
         environment = os.environ | {"LOCAL_SLURM_DIR": str(self.folder), "FAKE_CPUS": "8", "FAKE_GPUS": "2"}
         subprocess.run(["bash", SCRIPT, action], env=environment, check=True, stdout=subprocess.DEVNULL)
 
+    def add_partition(self, name):
+        configuration = self.folder / "slurm.conf"
+        (default,) = re.findall("^PartitionName.*", configuration.read_text(), re.MULTILINE)
+        added = re.sub("PartitionName=.* Default=YES", f"PartitionName={name} Nodes=ALL", default)
+        configuration.write_text(f"{configuration.read_text()}{added}\n")
+        subprocess.run(["scontrol", "reconfigure"], check=True)
+
+    def daemon(self, name):
+        return psutil.Process(int((self.folder / f"{name}.pid").read_text()))
+
     def stop_controller(self):
-        controller = psutil.Process(int((self.folder / "slurmctld.pid").read_text()))
+        controller = self.daemon("slurmctld")
         controller.terminate()
         psutil.wait_procs([controller], timeout=20)
         assert not controller.is_running()
@@ -69,7 +89,9 @@ class Cluster:
 
 
 def rule_of(comment):
-    return re.match("rule_([a-z0-9]+)", comment)[1]
+    """The rule, or the group of rules, that a job's comment names."""
+    name = comment.removeprefix("rule_").partition("_wildcards_")[0]
+    return "report" if name.startswith("report_") else name
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +107,24 @@ def cluster():
             cluster = Cluster(Path(folder))
             cluster.call("start")
             try:
+                cluster.add_partition("gpu")
                 yield cluster
             finally:
                 subprocess.run(["scancel", "--me"])
+                daemons = [cluster.daemon(name) for name in ("slurmctld", "slurmd")]
                 cluster.call("stop")
+                psutil.wait_procs(daemons, timeout=20)
 
 
 def start(workflow, *arguments, training=None, methods, **job):
     """Start a workflow with the profile for Slurm; what it says goes to `said` in its folder."""
     asked = {"threads": 1, "gpus": 0, "memory_mb": 1500, "minutes": 5, "save_minutes": 1} | job
-    run = {"methods": methods, "lambda_sweep": None, "job": asked}
+    run = {"methods": methods, "lambda_sweep": None, "comparisons": ALONE, "job": asked}
+    site = workflow.folder / "site" / "config.yaml"
+    site.parent.mkdir()
+    site.write_text(yaml.safe_dump(SITE))
     command = workflow.command(
-        *("--workflow-profile", PROFILES / "slurm", *ASKING, *arguments),
+        *("--workflow-profile", PROFILES / "slurm", "--profile", site.parent, *ASKING, *arguments),
         overrides={"run": run, "training": training or {}},
     )
     environment = workflow.environment()
@@ -136,8 +164,8 @@ def workflows(cluster, make_workflow):
     whole, stopped, starved = (make_workflow(f"Slurm: {name}") for name in ("whole", "stopped", "starved"))
     longer = {"epochs": 30, "ramp_end": 3, "learning_rate_drops": [30]}
     running = {
-        stopped: start(stopped, "models", methods=["standard", "sabr"], training=longer, minutes=1),
-        whole: start(whole, methods=["ibp", "sabr"], gpus=1),
+        stopped: start(stopped, "models", methods=["standard", "sabr"], training=longer),
+        whole: start(whole, *(f"results/tiny/{name}" for name in TARGETS), methods=["ibp", "sabr"], gpus=1),
         starved: start(starved, "models", methods=["ibp"], memory_mb=800),
     }
 
@@ -149,26 +177,31 @@ def workflows(cluster, make_workflow):
     def pause():
         if (row(stopped, "sabr") / "model.resume.pt").is_file():
             training(stopped, "sabr")[0].suspend()
+            job = cluster.jobs(stopped, "_sabr_")[0]["JobId"]
+            subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)  # minutes, the least
             return True
 
     def restart():
-        if cluster.jobs(whole, "rule_certify"):
+        if happens == [restart] and cluster.jobs(whole, "rule_certify"):
             cluster.stop_controller()
             time.sleep(12)  # asked meanwhile, it does not answer
             subprocess.run(["slurmctld"], check=True)
             return True
 
     happens = [cancel, pause, restart]
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while any(process.poll() is None for process in running.values()) and time.monotonic() < deadline:
         happens = [event for event in happens if not event()]
-        time.sleep(0.05)
+        time.sleep(0.1)
     for process in running.values():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)  # it cancels its jobs
-            process.wait(60)
-    assert not happens
-    return whole, stopped, starved, running
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    return (whole, stopped, starved), running, happens
 
 
 @pytest.fixture
@@ -176,8 +209,10 @@ def succeeded(workflows):
     """Say of a workflow that it must have succeeded; gives it."""
 
     def check(number):
-        workflow = workflows[number]
-        assert workflows[3][workflow].returncode == 0, (workflow.folder / "said").read_text()[-5000:]
+        named, running, not_happened = workflows
+        workflow = named[number]
+        assert running[workflow].returncode == 0, (workflow.folder / "said").read_text()[-5000:]
+        assert not not_happened
         return workflow
 
     return check
@@ -204,37 +239,41 @@ def test_the_whole_workflow_although_the_controller_is_away_for_a_while(whole):
     for method in ("ibp", "sabr"):
         verdicts = pd.read_csv(row(whole, method) / "verdicts.csv")
         assert verdicts["index"].tolist() == list(range(24))
-    assert list((whole.results / "figures").glob("*.pdf"))
+    for target in TARGETS:
+        assert (whole.results / target).is_file()
 
 
 def test_networks_are_jobs_with_a_gpu_and_small_jobs_are_few(cluster, whole):
     jobs = cluster.jobs(whole)
     names = {job["Comment"] for job in jobs}
-    assert Counter(rule_of(name) for name in names) == {"train": 2, "attack": 2, "certify": 4, "report": 1}
-    for job in jobs:
+    numbers = {"train": 2, "attack": 2, "certify": 4, "study_network": 2, "report": 1}
+    assert Counter(rule_of(name) for name in names) == numbers
+    last = {job["Comment"]: job for job in jobs}  # what was starting just then failed, and was started again
+    for job in last.values():
         assert job["JobState"] == "COMPLETED"
-        assert job.get("TresPerJob") == (None if rule_of(job["Comment"]) == "report" else "gres:gpu:1")
+        small = rule_of(job["Comment"]) == "report"
+        assert job.get("TresPerJob") == (None if small else "gres:gpu:1")
+        assert job["Partition"] == ("debug" if small else "gpu")
         assert int(job["NumCPUs"]) <= profile("slurm")["cores"]
         assert job["TimeLimit"] != "UNLIMITED"
 
 
 def test_a_cancelled_job_is_continued(cluster, stopped):
-    first, second = cluster.jobs(stopped, "_standard_")
-    assert (first["JobState"], second["JobState"]) == ("CANCELLED", "COMPLETED")
-    assert len(json.loads((row(stopped, "standard") / "model.json").read_text())["resumed"]) == 1
+    first, *_, last = cluster.jobs(stopped, "_standard_")
+    assert (first["JobState"], last["JobState"]) == ("CANCELLED", "COMPLETED")
+    assert json.loads((row(stopped, "standard") / "model.json").read_text())["resumed"]
     # The log of a job that failed is kept, and names what became of it.
     (log,) = (stopped.folder / ".snakemake" / "slurm_logs" / "rule_train").rglob(f"{first['JobId']}.log")
     assert "CANCELLED" in log.read_text()
 
 
 def test_a_job_whose_time_is_over_goes_on_from_its_checkpoint(cluster, stopped, sabr_command, mnist_folder, tmp_path):
-    first, second = cluster.jobs(stopped, "_sabr_")
-    assert (first["JobState"], second["JobState"]) == ("TIMEOUT", "COMPLETED")
-    # More time would not help: it goes on where it was.
-    assert first["TimeLimit"] == second["TimeLimit"] == "00:01:00"
+    first, *_, last = cluster.jobs(stopped, "_sabr_")
+    assert (first["JobState"], last["JobState"]) == ("TIMEOUT", "COMPLETED")
+    assert (first["TimeLimit"], last["TimeLimit"]) == ("00:01:00", "00:05:00")  # not more than it asked for at first
     folder = row(stopped, "sabr")
     about = json.loads((folder / "model.json").read_text())
-    assert len(about["resumed"]) == 1 and 1 < about["resumed"][0]["epoch"] <= 30
+    assert 1 < about["resumed"][0]["epoch"] <= 30
     whole = tmp_path / "model.pt"
     arguments = (folder / "run.json", "--data", mnist_folder, "--output", whole, "--history", tmp_path / "history.csv")
     done = sabr_command("train", *arguments)
@@ -243,15 +282,25 @@ def test_a_job_whose_time_is_over_goes_on_from_its_checkpoint(cluster, stopped, 
 
 
 def test_a_job_that_needs_more_memory_gets_it(cluster, starved):
-    first, second = cluster.jobs(starved)
-    assert (first["MinMemoryNode"], second["MinMemoryNode"]) == ("800M", "1600M")
-    assert first["JobState"] != "COMPLETED" and second["JobState"] == "COMPLETED"
+    first, *_, last = cluster.jobs(starved)
+    assert (first["MinMemoryNode"], last["MinMemoryNode"]) == ("800M", "1600M")
+    assert first["JobState"] != "COMPLETED" and last["JobState"] == "COMPLETED"
     assert (row(starved, "ibp") / "model.pt").is_file()
 
 
 def test_the_profile_says_all_that_the_default_says():
     default, ours = profile("default"), profile("slurm")
-    assert default.pop("resources")  # limits of one machine
+    assert default.pop("resources") == {"gpu": 1}  # the limit of one machine
     assert {key: ours.get(key) for key in default} == default
     # A site's own profile must get through.
     assert not {"default-resources", "set-resources"} & ours.keys()
+
+
+def test_every_rule_has_its_place():
+    """On the machine that Snakemake runs on, in the group of small jobs, or as jobs of its own."""
+    files = [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]
+    text = "\n".join(path.read_text() for path in files)
+    rules = re.findall(r"^ *rule (\w+):", text, re.MULTILINE)
+    local = re.findall(r"\w+", " ".join(re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, re.MULTILINE)))
+    assert "data" in local
+    assert sorted(rules) == sorted([*local, *profile("slurm")["groups"], *NETWORK])
