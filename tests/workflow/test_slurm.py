@@ -189,7 +189,7 @@ def workflows(cluster, make_workflow):
             return True
 
     happens = [cancel, pause, restart]
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 900
     while any(process.poll() is None for process in running.values()) and time.monotonic() < deadline:
         happens = [event for event in happens if not event()]
         time.sleep(0.1)
