@@ -27,3 +27,13 @@ def loss(margin: float) -> float:
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def random_steps(seed: int, widths: tuple[int, ...] = (3, 6, 5, 4)) -> list[Step]:
+    """A network with normally distributed weights and biases, ReLUs between its linear layers."""
+    own = torch.Generator().manual_seed(seed)
+    steps: list[Step] = []
+    for narrow, wide in zip(widths, widths[1:], strict=False):
+        steps += [ReLUStep()] if steps else []
+        steps.append(LinearStep(torch.randn(wide, narrow, generator=own), torch.randn(wide, generator=own)))
+    return steps

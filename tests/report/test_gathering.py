@@ -1,6 +1,7 @@
 """Studies of several networks put together."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,16 @@ def test_damaged_tables_are_refused(make_study: MakeStudy) -> None:
     path.with_suffix(".json").unlink()
     with pytest.raises(SabrError, match=r"cannot read .*relu-states\.json"):
         gathered(folder)
+
+
+def test_neither_gathering_nor_drawing_imports_torch(make_study: MakeStudy, sabr_command: Any, tmp_path: Path) -> None:
+    folder = make_study()
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not wanted here')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = sabr_command("gather", "relu-states", folder, tmp_path / "no", "-o", tmp_path / "all.csv", env=environment)
+    assert done.returncode == 1 and "is not a folder of results" in done.stderr
+    done = sabr_command("gather", "relu-states", folder, "-o", tmp_path / "all.csv", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    drawing = ("figure", "box-sizes", tmp_path / "all.csv", "--title", "t", "-o", tmp_path / "a.png")
+    done = sabr_command(*drawing, env=environment)
+    assert done.returncode == 1 and "all.csv is not the table it should be" in done.stderr
