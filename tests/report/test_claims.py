@@ -319,7 +319,7 @@ def test_numbers_of_studies(results: Callable[..., Results]) -> None:
     up = beats(share | {"method": "sabr"}, share | {"method": "ibp"})
     found = judge(here, up)
     assert found.verdict == "holds"
-    assert "unstable (where region, layer all): SABR 5.00 ± 0.00 %, IBP 2.00 ± 0.00 %" in found.cases[0].numbers
+    assert "unstable (region): SABR 5.00 ± 0.00 %, IBP 2.00 ± 0.00 %" in found.cases[0].numbers
     assert judge(here, up | {"left": up["right"], "right": up["left"]}).verdict == "does not hold"
     with pytest.raises(SabrError, match="leaves several values of unstable"):
         judge(here, beats(share | {"method": "sabr", "where": {"where": "region"}}, share | {"method": "ibp"}))

@@ -100,7 +100,8 @@ def above(check: Above, setting: str, results: Results) -> Case:
     if isinstance(check.right, PublishedNumber):
         return _beside_published(check.left, check.right, setting, results, sign=1)
     left, right = (values(_ours(quantity), setting, results) for quantity in (check.left, check.right))
-    return difference(left, right, setting, results, tolerance=check.tolerance, what=_measured(check.left))
+    what = _measured(check.left, check.right)
+    return difference(left, right, setting, results, tolerance=check.tolerance, what=what)
 
 
 def difference(
@@ -170,7 +171,9 @@ def bound(check: Bound, setting: str, results: Results) -> Case:
     else:
         limit, words = float(check.at_least or 0.0), "at least"
         inside, outside = (found.low >= limit).all(), (found.high < limit).all()
-    shown = f"{_measured(check.of)}: {found.label} {spread(found.by_seed, found.unit)}; claimed {words} {limit:g}"
+    shown = (
+        f"{_measured(check.of, check.of)}: {found.label} {spread(found.by_seed, found.unit)}; claimed {words} {limit:g}"
+    )
     shown += f"{' ' if found.unit else ''}{found.unit}"
     about = {"values": found.by_seed.tolist(), "seeds": found.by_seed.index.tolist(), "limit": limit}
     if inside or outside:
@@ -282,11 +285,20 @@ def _few(found: Values) -> str:
     return "one seed" if len(found.by_seed) == 1 else ""
 
 
-def _measured(quantity: Any) -> str:
-    if isinstance(quantity, Studied):
-        where = ", ".join(f"{key} {value}" for key, value in quantity.where.items())
-        return f"{quantity.column.replace('_', ' ')}{f' ({where})' if where else ''}"
+def _measured(quantity: Any, other: Any) -> str:
+    """What is measured, in words, as far as two quantities have it in common."""
+    if isinstance(quantity, Studied) and isinstance(other, Studied):
+        shared = {key: value for key, value in quantity.where.items() if other.where.get(key) == value}
+        # "all layers" goes without saying.
+        where = [_words(key, value) for key, value in shared.items() if value != "all"]
+        return quantity.column.replace("_", " ") + (f" ({', '.join(where)})" if where else "")
     return str(quantity.measure).replace("_", " by ")
+
+
+def _words(key: str, value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{'λ' if key == 'lambda_ratio' else key} = {value:g}"
 
 
 def _evidence(seeds: int, images: int | None, p_images: float, p_seeds: float) -> str:

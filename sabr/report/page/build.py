@@ -72,6 +72,7 @@ def build(sources: Sources) -> str:
         raise SabrError(f"config/report.yaml has no caption for {uncaptioned[0]}; add an item to one of its sections")
     planned = sources.outline.table[["dataset", "eps", "method", "seed"]]
     found = present(sources.records, planned)
+    facts = _facts(found, sources.limits)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sabr.report", "page"),
         autoescape=True,
@@ -84,7 +85,9 @@ def build(sources: Sources) -> str:
         outline=sources.outline,
         claims=sources.claims,
         css=Markup(_text("page.css")),
-        facts=_facts(found, sources.limits),
+        facts=facts,
+        whole=f"{sources.outline.title}; {facts}",
+        studied=f"{sources.outline.title.partition(', first ')[0]}; as many images as it says; {_seeds(found)}",
         missing=missing(sources.records, planned, sources.style),
         sections=[
             {"title": section.title, "slug": _slug(section.title), "items": items}
@@ -154,12 +157,16 @@ def _size(content: bytes, path: Path) -> tuple[int, int]:
 
 def _facts(found: pd.DataFrame, limits: pd.DataFrame) -> str:
     """Seeds and time limits in words."""
-    seeds = sorted(set(found["seed"]))
-    words = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"]
+    words = [_seeds(found)]
     longest = sorted(set(limits.groupby(["dataset", "eps"])["limit"].max())) if len(limits) else []
     if longest:
         words.append(f"complete verifier: at most {' / '.join(f'{limit:g}' for limit in longest)} s an image")
     return "; ".join(words)
+
+
+def _seeds(found: pd.DataFrame) -> str:
+    seeds = sorted(set(found["seed"]))
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _costs(found: pd.DataFrame, style: Style) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ class Item(Strict):
         How it was made, and its limits.
     independent
         Whether it is the same for every run and scale.
+    studied
+        Whether it is about the images of a study, whose number it says itself, not about those that were certified.
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -32,6 +34,7 @@ class Item(Strict):
     look: str = Field(min_length=1)
     made: str = Field(min_length=1)
     independent: bool = False
+    studied: bool = False
 
 
 class Section(Strict):

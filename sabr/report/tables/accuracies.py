@@ -83,8 +83,7 @@ def _table(
     columns += [Column(measure, over="published") for measure in _PUBLISHED]
     for measure in further:
         label = style.measure(measure).label
-        staged = measure in STAGE_COLUMNS.values()
-        columns.append(Column(f"by {label}" if measure == first_stage else label, over="ours, further", detail=staged))
+        columns.append(Column(f"by {label}" if measure == first_stage else label, over="ours, further", detail=True))
     groups = []
     for (dataset, eps), own in planned.groupby(["dataset", "eps"], sort=False):
         found = numbers[(numbers["dataset"] == dataset) & (numbers["eps"] == eps)]

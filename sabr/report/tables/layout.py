@@ -106,7 +106,7 @@ def to_latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{{_escape(' '.join([table.caption, *table.notes]))}}}",
         r"\scriptsize",
-        r"\setlength{\tabcolsep}{2.5pt}",
+        r"\setlength{\tabcolsep}{2pt}",
         rf"\begin{{tabular}}{{@{{}}{''.join('l' if column.words else 'r' for column in columns)}@{{}}}}",
         r"\toprule",
     ]

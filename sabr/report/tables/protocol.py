@@ -48,7 +48,10 @@ def hyper_parameters(parameters: pd.DataFrame, context: Context) -> Table:
     ]
     columns = (
         Column("method", words=True),
-        *(Column(label, words=label in ("network", "drops")) for label in _COLUMNS),
+        *(
+            Column(label, words=label in ("network", "drops"), detail=label in ("images", "batch"))
+            for label in _COLUMNS
+        ),
     )
     caption = f"Hyper-parameters. {outline.title}."
     numbers = found.assign(scale=outline.title)

@@ -36,7 +36,7 @@ def seeds(pairs: pd.DataFrame, context: Context) -> Table:
     columns = (
         *(Column("first", words=True), Column("second", words=True)),
         *(
-            Column(label, over=measure, words=label == "first is")
+            Column(label, over=measure, words=label == "first is", detail=label.startswith("p,"))
             for measure in _MEASURES
             for label in ("first − second", "p, images", "p, seeds", "first is")
         ),

@@ -39,7 +39,11 @@ def times(records: pd.DataFrame, context: Context) -> Table:
             Column("epochs"),
             Column("an epoch", over="training"),
         ),
-        *(Column("a network", over="training"), Column("attack"), Column("a network", over="certification")),
+        *(
+            Column("a network", over="training"),
+            Column("attack", detail=True),
+            Column("a network", over="certification"),
+        ),
         *(Column("an image", over="certification"), Column("training", over="published")),
     )
     groups = []
