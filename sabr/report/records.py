@@ -11,7 +11,7 @@ from sabr.errors import SabrError
 from sabr.files import write_text
 from sabr.report.rows import Row, place_of, read_row, read_table
 from sabr.settings import DATASETS
-from sabr.specs import PROOFS
+from sabr.specs import PROOFS, differing_keys
 
 STAGE_COLUMNS = {stage: f"certified_{stage.replace('-', '_')}" for stage in PROOFS}
 MEASURES = ("natural", "adversarial", "certified", "unknown", *STAGE_COLUMNS.values())
@@ -69,12 +69,14 @@ def collect(folders: Sequence[Path]) -> pd.DataFrame:
     Raises
     ------
     SabrError
-        When `rows.read_row` does, when a network is given twice, or when two networks of one setting were judged on
-        different numbers of images.
+        When `rows.read_row` does, when a network is given twice, when seeds of one method were trained differently, or
+        when two networks of one setting were judged on different numbers of images.
     """
     if not folders:
         raise SabrError("there are no results to collect: give at least one folder such as .../sabr/seed-1")
-    rows = [_line(read_row(folder)) for folder in folders]
+    found = [read_row(folder) for folder in folders]
+    _one_scale(found)
+    rows = [_line(row) for row in found]
     records = pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
     seen: dict[tuple[Any, ...], Path] = {}
     images: dict[tuple[Any, ...], tuple[int, Path]] = {}
@@ -185,6 +187,20 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
             lines.append((*names, measure, value, low, high, deviation, len(group), images))
     columns = [*keys, "measure", "value", "low", "high", "deviation", "seeds", "images"]
     return pd.DataFrame(lines, columns=columns).astype({"lambda_ratio": "float64", "deviation": "float64"})
+
+
+def _one_scale(rows: Sequence[Row]) -> None:
+    """Refuse seeds of one method and setting that were not trained alike: they come from several scales."""
+    first: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        other = first.setdefault((row.place.dataset, row.place.eps, row.place.method), row)
+        one, two = (found.training.model_dump(mode="json", exclude={"seed"}) for found in (row, other))
+        differences = differing_keys(one, two)
+        if differences:
+            raise SabrError(
+                f"{row.folder / 'run.json'} and {other.folder / 'run.json'} are seeds of one method, but were trained "
+                f"differently: {differences[0]}; keep one scale in a folder"
+            )
 
 
 def _line(row: Row) -> dict[str, Any]:

@@ -58,6 +58,17 @@ def test_stages_add_up_in_the_order_in_which_they_were_run(make_row: MakeRow) ->
     assert (row.certified_crown, row.certified_interval, row.certified_complete) == (3, 5, 6)
 
 
+def test_seeds_of_several_scales_are_refused(make_row: MakeRow) -> None:
+    one, other = make_row("sabr", seed=1), make_row("sabr", seed=2)
+    assert len(records.collect([one, other])) == 2
+    for file, keys in (("run.json", ()), ("model.json", ("spec",))):
+        change(other / file, *keys, "epochs", to=4)
+    with pytest.raises(
+        SabrError, match=r"seed-2/run.json and .*seed-1/run.json .*epochs \(4 here, 3 there\); keep one"
+    ):
+        records.collect([one, other])
+
+
 def test_reasons_are_counted_without_their_numbers(make_row: MakeRow, change_verdict: Callable[..., None]) -> None:
     folder = make_row()
     for index, reason in enumerate(("a tie: a margin is 0 up to rounding", "the shard's time is over"), start=11):

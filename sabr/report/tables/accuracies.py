@@ -135,7 +135,7 @@ def _cell(numbers: pd.DataFrame, measure: str, otherwise: str) -> str:
 
 
 def _caption(ours: pd.DataFrame, style: Style) -> str:
-    caption = f"Natural, adversarial and certified accuracy in %. {ours['scale'].iloc[0]}."
+    caption = f"Natural, adversarial and certified accuracy in % ({ours['scale'].iloc[0]})."
     counts = ours.drop_duplicates(["dataset", "eps"])
     if counts["images"].nunique() > 1:
         judged = (f"{c.images:,} for {style.setting(str(c.dataset), str(c.eps))}" for c in counts.itertuples())

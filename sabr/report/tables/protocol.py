@@ -53,7 +53,7 @@ def hyper_parameters(parameters: pd.DataFrame, context: Context) -> Table:
             for label in _COLUMNS
         ),
     )
-    caption = f"Hyper-parameters. {outline.title}."
+    caption = f"Hyper-parameters ({outline.title})."
     numbers = found.assign(scale=outline.title)
     return Table("Hyper-parameters", caption, columns, tuple(groups), tuple(notes), numbers)
 

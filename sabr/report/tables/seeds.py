@@ -51,7 +51,7 @@ def seeds(pairs: pd.DataFrame, context: Context) -> Table:
                 rows.append((style.method(first).label, style.method(second).label, *cells))
         if rows:
             groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
-    caption = f"Differences between methods, in points of accuracy, and whether they are significant. {outline.title}."
+    caption = f"Differences between methods, in points of accuracy, and whether they are significant ({outline.title})."
     return Table("Differences", caption, columns, tuple(groups), tuple(_notes(numbers)), numbers)
 
 

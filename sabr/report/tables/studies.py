@@ -78,7 +78,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
     caption = (
         "Gradient alignment: mean cosine similarity between the gradients of the robust loss and of the cross-entropy, "
-        f"at clean and at adversarial images. {_scale(outline, found)}"
+        f"at clean and at adversarial images ({_scale(outline, found)})."
     )
     notes = [*missing(alignment, planned, style), *_notes(means, published, ("cosine_clean", "cosine_adversarial"))]
     return Table("Table 3", caption, tuple(columns), tuple(groups), tuple(notes), means)
@@ -114,7 +114,7 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
     caption = (
         "States of ReLUs, mean share in % over all ReLUs of the network, at clean images and over the whole ε-ball "
-        f"around them. {_scale(outline, found)}"
+        f"around them ({_scale(outline, found)})."
     )
     notes = [
         *missing(states, planned, style),
@@ -166,7 +166,7 @@ def _quoted(published: pd.DataFrame, measure: str) -> str:
 def _scale(outline: Outline, table: pd.DataFrame) -> str:
     """The scale in words, with the number of images that were studied in the place of those that were certified."""
     images = " / ".join(f"{count:,}" for count in sorted(set(table["images"])))
-    return f"{outline.title.partition(', first ')[0]}, first {images} test images."
+    return f"{outline.title.partition(', first ')[0]}, first {images} test images"
 
 
 def _notes(means: pd.DataFrame, published: pd.DataFrame, measures: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def times(records: pd.DataFrame, context: Context) -> Table:
             cells = _cells(line) if len(line) else 7 * (MISSING,)
             rows.append((style.method(method).label, *cells, _quoted(beside[beside["method"] == method])))
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
-    caption = f"Time that training, the quick attack and certification took, mean over seeds. {outline.title}."
+    caption = f"Time that training, the quick attack and certification took, mean over seeds ({outline.title})."
     return Table("Times", caption, columns, tuple(groups), tuple(_notes(found, theirs, planned, style)), numbers)
 
 
