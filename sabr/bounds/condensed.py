@@ -13,7 +13,7 @@ from sabr.bounds.boxes import Box
 from sabr.bounds.collecting import Pulled, ReLUState, pull_back, pull_rows
 from sabr.bounds.dual import Layer, Problem
 from sabr.bounds.interval import Centred
-from sabr.bounds.rows import flat, input_shapes
+from sabr.bounds.rows import at_a_time, flat, input_shapes
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
@@ -143,4 +143,4 @@ def _state(
 def _chunk(shapes: Sequence[Sequence[int]], width: int, like: Tensor, memory: int) -> int:
     """How many rows to pull back at a time."""
     largest = max(torch.Size(shape).numel() for shape in shapes)
-    return max(1, min(memory // (12 * (largest + width) * like.element_size()), 8192))
+    return min(at_a_time(12 * (largest + width) * like.element_size(), memory // 2), 8192)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.interval import Centred, margin_rows
-from sabr.bounds.rows import input_shapes
+from sabr.bounds.rows import at_a_time, input_shapes
 from sabr.networks.steps import LinearStep, ReLUStep, Step, SumStep
 
 
@@ -123,8 +123,9 @@ def crown_margins(
         raise TypeError(f"margins need a network that ends in a linear layer, not in {type(last).__name__}")
     weight, bias = margin_rows(last, labels)
     largest = max(torch.Size(shape).numel() for shape in input_shapes(steps, box.lower.shape[1:]))
-    rows = max(1, int(min(memory / (6 * largest * bias.element_size()), bias.numel())))
-    images, margins = max(1, rows // bias.shape[1]), min(rows, bias.shape[1])
+    rows = min(at_a_time(10 * largest * bias.element_size(), memory), max(1, bias.numel()))
+    each = max(1, bias.shape[1])  # networks with one class have no margins
+    images, margins = max(1, rows // each), min(rows, each)
     parts = []
     for first in range(0, len(labels), images):
         own = slice(first, first + images)

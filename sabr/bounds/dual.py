@@ -1,13 +1,18 @@
-"""Lower bounds of a condensed network over boxes, by linear relaxation with given slopes and multipliers."""
+"""Lower bounds of a network over boxes, by linear relaxation with given slopes and multipliers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
+
+# At ReLU layer `number`, of the outputs' coefficients (N, Q, U): the inputs' ones, and what the constant gains, (N, Q).
+AtReLUBackward = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+# At ReLU layer `number`, of the inputs (N, Q, U): the outputs.
+AtReLUForward = Callable[[int, Tensor], Tensor]
 
 
 class Layer(NamedTuple):
@@ -63,6 +68,57 @@ class Problem(NamedTuple):
             result.append(slice(start, start + layer.lower.shape[1]))
             start = result[-1].stop
         return result
+
+    def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]:
+        """The objective as a linear function of the input, (N, Q, D) and (N, Q), last ReLU layer first."""
+        size = self.box.lower.shape[1]
+        row = self.objective.clone()
+        for number, (layer, columns) in reversed(list(enumerate(zip(self.layers, self.columns, strict=True)))):
+            down, constant = at_relu(number, row[..., columns])
+            row[..., size] += constant
+            row[..., : columns.start] += torch.bmm(down, layer.rows)
+        return row[..., :size], row[..., size]
+
+    def push(self, points: Tensor, at_relu: AtReLUForward) -> None:
+        """Take points (N, Q, D) of the boxes through the network, first ReLU layer first."""
+        size = self.box.lower.shape[1]
+        values = self.objective.new_empty(self.objective.shape)
+        values[..., :size] = points
+        values[..., size] = 1
+        for number, (layer, columns) in enumerate(zip(self.layers, self.columns, strict=True)):
+            y = torch.bmm(values[..., : columns.start], layer.rows.transpose(1, 2))
+            values[..., columns] = at_relu(number, y)
+
+    def part(self, places: Tensor, dim: int) -> "Problem":
+        """Some of the images (dim 0), or of all images' queries (dim 1)."""
+        own = self._replace(objective=self.objective.index_select(dim, places))
+        if dim:
+            return own
+        layers = [Layer(*(field.index_select(0, places) for field in layer)) for layer in self.layers]
+        return own._replace(box=Box(*(end.index_select(0, places) for end in self.box)), layers=layers)
+
+
+class Bounded(Protocol):
+    """ReLUs with bounds (N, U) of their inputs."""
+
+    @property
+    def lower(self) -> Tensor: ...  # noqa: D102
+    @property
+    def upper(self) -> Tensor: ...  # noqa: D102
+
+
+class Relaxable(Protocol):
+    """What bounds ask of a network over boxes, condensed (`Problem`) or not (`sabr.bounds.unrolled.Unrolled`)."""
+
+    @property
+    def box(self) -> Box: ...  # noqa: D102
+    @property
+    def layers(self) -> Sequence[Bounded]: ...  # noqa: D102
+    @property
+    def objective(self) -> Tensor: ...  # noqa: D102
+    def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def push(self, points: Tensor, at_relu: AtReLUForward) -> None: ...  # noqa: D102
+    def part(self, places: Tensor, dim: int) -> "Relaxable": ...  # noqa: D102
 
 
 class Cuts(NamedTuple):
@@ -135,7 +191,7 @@ def relax(lower: Tensor, upper: Tensor, sign: Tensor | None = None) -> Lines:
     return Lines(alpha, slope, offset, free, sign)
 
 
-def lines_of(problem: Problem, splits: Sequence[Tensor] | None = None) -> list[Lines]:
+def lines_of(problem: Relaxable, splits: Sequence[Tensor] | None = None) -> list[Lines]:
     """How each layer is relaxed, by its own bounds; `splits`: for each layer (N, Q, U), -1, 0 or 1."""
     signs = [None] * len(problem.layers) if splits is None else list(splits)
     return [
@@ -162,7 +218,7 @@ class Passed(NamedTuple):
     point: Tensor
 
 
-def start_of(problem: Problem, lines: Sequence[Lines], cuts: Sequence[Cuts | None] | None = None) -> Multipliers:
+def start_of(problem: Relaxable, lines: Sequence[Lines], cuts: Sequence[Cuts | None] | None = None) -> Multipliers:
     """Adaptive slopes and all multipliers 0; beta only where something is split."""
     count, queries, _ = problem.objective.shape
     alpha = [line.alpha.expand(count, queries, -1).clone() for line in lines]
@@ -183,14 +239,14 @@ def projected(multipliers: Multipliers, lines: Sequence[Lines]) -> Multipliers:
     return Multipliers(alpha, rest.beta, rest.mu)
 
 
-def bound(problem: Problem, lines: Sequence[Lines] | None = None) -> Tensor:
+def bound(problem: Relaxable, lines: Sequence[Lines] | None = None) -> Tensor:
     """Lower bounds (N, Q) of the objective with the adaptive slopes: CROWN (Zhang et al. 2018); exact arithmetic."""
     lines = lines_of(problem) if lines is None else lines
     return backward(problem, lines, Multipliers([line.alpha for line in lines])).lower
 
 
 def backward(
-    problem: Problem, lines: Sequence[Lines], multipliers: Multipliers, cuts: Sequence[Cuts | None] | None = None
+    problem: Relaxable, lines: Sequence[Lines], multipliers: Multipliers, cuts: Sequence[Cuts | None] | None = None
 ) -> Passed:
     """Lower bounds of the objective by one pass from it to the input.
 
@@ -198,33 +254,32 @@ def backward(
     a split adds beta * -sign * y, which is at most 0 where the split holds, and a cut mu * (its left side - limit),
     likewise (Lagrange multipliers: Wang et al. 2021, Ferrari et al. 2022). What is left is linear in the input.
     """
-    size = problem.box.lower.shape[1]
-    row = problem.objective.clone()
-    coefficients: list[Tensor] = []
-    for number in reversed(range(len(problem.layers))):
-        layer, line, columns = problem.layers[number], lines[number], problem.columns[number]
-        own = row[..., columns]
+    coefficients: dict[int, Tensor] = {}
+
+    def at_relu(number: int, own: Tensor) -> tuple[Tensor, Tensor]:
+        line = lines[number]
         cut = None if cuts is None else cuts[number]
         mu = None if multipliers.mu is None else multipliers.mu[number]
         if cut is not None and mu is not None:
             own = own + _spread(mu, cut.z_weight, cut, own.shape[2])
-            row[..., size] -= (mu * cut.limit.unsqueeze(1)).sum(2)
-        coefficients.append(own)
+        coefficients[number] = own
         falling = own.clamp(max=0)
         down = (own - falling) * multipliers.alpha[number] + falling * line.upper_slope
-        row[..., size] += (falling * line.upper_offset).sum(2)
+        constant = (falling * line.upper_offset).sum(2)
         if line.sign is not None and multipliers.beta is not None:
             down = down - line.sign * multipliers.beta[number]
         if cut is not None and mu is not None:
             down = down + _spread(mu, cut.y_weight, cut, own.shape[2])
-        row[..., : columns.start] += torch.bmm(down, layer.rows)
-    point = torch.where(row[..., :size] > 0, problem.box.lower.unsqueeze(1), problem.box.upper.unsqueeze(1))
-    lower = row[..., size] + (row[..., :size] * point).sum(2)
-    return Passed(lower, coefficients[::-1], point)
+            constant = constant - (mu * cut.limit.unsqueeze(1)).sum(2)
+        return down, constant
+
+    row, constant = problem.pull(at_relu)
+    point = torch.where(row > 0, problem.box.lower.unsqueeze(1), problem.box.upper.unsqueeze(1))
+    return Passed(constant + (row * point).sum(2), [coefficients[number] for number in range(len(lines))], point)
 
 
 def gradient(
-    problem: Problem,
+    problem: Relaxable,
     lines: Sequence[Lines],
     multipliers: Multipliers,
     passed: Passed,
@@ -239,20 +294,18 @@ def gradient(
     passed
         What that gave.
     """
-    size = problem.box.lower.shape[1]
-    values = problem.objective.new_empty(problem.objective.shape)
-    values[..., :size] = passed.point
-    values[..., size] = 1
     alpha, beta, mu = [], [], []
-    for number, (layer, line, columns) in enumerate(zip(problem.layers, lines, problem.columns, strict=True)):
-        own = passed.coefficients[number]
-        y = torch.bmm(values[..., : columns.start], layer.rows.transpose(1, 2))
+
+    def at_relu(number: int, y: Tensor) -> Tensor:
+        line, own = lines[number], passed.coefficients[number]
         z = torch.where(own > 0, multipliers.alpha[number] * y, line.upper_slope * y + line.upper_offset)
-        values[..., columns] = z
         alpha.append(own.clamp(min=0) * y * line.free)
         beta.append(torch.zeros_like(y) if line.sign is None else -line.sign * y)
         cut = None if cuts is None else cuts[number]
         mu.append(None if cut is None else _left_side(y, z, cut) - cut.limit.unsqueeze(1))
+        return z
+
+    problem.push(passed.point, at_relu)
     return Multipliers(alpha, None if multipliers.beta is None else beta, None if multipliers.mu is None else mu)
 
 

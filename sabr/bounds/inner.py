@@ -9,7 +9,7 @@ from torch import Tensor
 from sabr.bounds.boxes import Box
 from sabr.bounds.crown import relax
 from sabr.bounds.interval import Centred, propagate
-from sabr.bounds.rows import Rows, Walk, flat, input_shapes, unflat, windows
+from sabr.bounds.rows import Rows, Walk, at_a_time, flat, input_shapes, unflat, windows
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
@@ -173,4 +173,4 @@ def _seen(by_pixel: Tensor, rows: Rows, shape: Sequence[int]) -> Tensor:
 def _chunk(shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
     """How many neurons to bound at a time."""
     largest = max(torch.Size(shape).numel() for shape in shapes)
-    return max(1, min(memory // (16 * largest * like.element_size()), 8192))
+    return min(at_a_time(16 * largest * like.element_size(), memory), 8192)

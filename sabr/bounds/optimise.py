@@ -1,4 +1,4 @@
-"""Bounds of a condensed network made as tight as slopes and multipliers can make them."""
+"""Bounds of a relaxed network made as tight as slopes and multipliers can make them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sabr.bounds.boxes import Box
-from sabr.bounds.dual import Cuts, Layer, Lines, Multipliers, Passed, Problem, backward, gradient, projected
+from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Relaxable, backward, gradient, projected
 
 # Adam's decay rates.
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.999, 1e-8
@@ -22,7 +21,7 @@ class Optimised(NamedTuple):
 
 
 def optimise(
-    problem: Problem,
+    problem: Relaxable,
     lines: Sequence[Lines],
     start: Multipliers,
     *,
@@ -63,7 +62,7 @@ def optimise(
 class _Climb:
     """The arguments of `optimise`, of all images or of those that are still open."""
 
-    problem: Problem
+    problem: Relaxable
     lines: list[Lines]
     cuts: Sequence[Cuts | None] | None
     target: float | Tensor
@@ -100,12 +99,9 @@ class _Climb:
 
     def of(self, part: "_Part") -> "_Climb":
         """The same for a part."""
-        problem, cuts = self.problem, self.cuts
-        if part.dim == 0:
-            layers = [Layer(*(part.of(field) for field in layer)) for layer in problem.layers]
-            problem = Problem(Box(part.of(problem.box.lower), part.of(problem.box.upper)), layers, problem.objective)
-            cuts = None if cuts is None else [None if c is None else Cuts(*(part.of(f) for f in c)) for c in cuts]
-        problem = problem._replace(objective=part.of(problem.objective))
+        problem, cuts = self.problem.part(part.places, part.dim), self.cuts
+        if part.dim == 0 and cuts is not None:
+            cuts = [None if c is None else Cuts(*(part.of(f) for f in c)) for c in cuts]
         lines = [
             Lines(
                 part.of(line.alpha),

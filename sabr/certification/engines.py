@@ -9,13 +9,14 @@ from torch import Tensor
 
 from sabr.bounds.auto_lirpa import BoundedNetwork
 from sabr.bounds.boxes import Box
-from sabr.bounds.condensed import TooLarge, condense
 from sabr.bounds.crown import crown_margins
 from sabr.bounds.dual import Multipliers, backward, lines_of, start_of
 from sabr.bounds.inner import crown_inputs
 from sabr.bounds.interval import Centred, margin_bounds, margin_rows, propagate
 from sabr.bounds.optimise import optimise
 from sabr.bounds.rounding import allowances
+from sabr.bounds.rows import at_a_time
+from sabr.bounds.unrolled import bytes_of_a_query, unroll_each
 from sabr.networks.steps import LinearStep, Step, cast
 
 BoundStage = Literal["interval", "crown-ibp", "crown", "alpha-crown"]
@@ -70,7 +71,6 @@ class NativeEngine:
         """Bound the margins over boxes by one stage.
 
         A bound above what rounding may be off by is a proof; one between that and 0 is computed again in float64.
-        Where an image's condensed network does not fit into memory, alpha-crown brings nothing.
         """
         if stage == "alpha-crown":
             return self._optimised(box, labels, self.relu_inputs(box, labels, numbers), open_margins)
@@ -136,55 +136,46 @@ class NativeEngine:
         return _moved(relu_inputs, allowances(self.steps[:-1], box, relu_inputs, *rows).relu_inputs)
 
     def _optimised(self, box: Box, labels: Tensor, relu_inputs: list[Box], open_margins: Tensor) -> MarginBounds:
-        """Alpha-CROWN on the condensed networks, of as many images at a time as fit into memory."""
-        whole = margin_rows(self.last, labels)
-        result = MarginBounds(torch.full_like(whole[1], -torch.inf), torch.zeros_like(open_margins))
-        # Open margins first; as many columns as the image with most of them has.
-        columns = torch.sort(open_margins.to(torch.uint8), dim=1, descending=True, stable=True).indices[
-            :, : int(open_margins.sum(1).max())
-        ]
-        rows = whole[0].gather(1, columns.unsqueeze(2).expand(-1, -1, whole[0].shape[2])), whole[1].gather(1, columns)
-        try:
-            problem = condense(self.steps[:-1], box, *rows, relu_inputs, memory=self.memory)
-        except TooLarge:
-            half = len(labels) // 2
-            if half:
-                for own in (slice(0, half), slice(half, None)):
-                    bounds = [Box(b.lower[own], b.upper[own]) for b in relu_inputs]
-                    ends = Box(box.lower[own], box.upper[own])
-                    part = self._optimised(ends, labels[own], bounds, open_margins[own])
-                    result.lower[own], result.proved[own] = part
-            return result
-        threshold = allowances(self.steps[:-1], box, relu_inputs, *rows).objective
-        lines = lines_of(problem)
-        found = optimise(
-            problem, lines, start_of(problem, lines), iterations=self.iterations, rate=self.rate, target=threshold
-        )
-        lower = found.passed.lower
-        proved = lower > threshold
-        for number in torch.nonzero((~proved & (lower > 0)).any(1)).flatten().tolist():
-            one = slice(number, number + 1)
-            weight, constant = margin_rows(_last(self._doubled), labels[one])
-            proved[one] |= self._proved_exactly(
-                Box(box.lower[one], box.upper[one]),
-                (weight[:, columns[number]], constant[:, columns[number]]),
-                [Box(b.lower[one], b.upper[one]) for b in relu_inputs],
-                [a[one] for a in found.multipliers.alpha],
+        """Alpha-CROWN of the open margins, each by itself, as many at a time as fit into memory."""
+        weight, constant = margin_rows(self.last, labels)
+        result = MarginBounds(torch.full_like(constant, -torch.inf), torch.zeros_like(open_margins))
+        threshold = allowances(self.steps[:-1], box, relu_inputs, weight, constant).objective
+        unstable = [int(((b.lower < 0) & (b.upper > 0)).flatten(1).sum(1).amax()) for b in relu_inputs]
+        each = bytes_of_a_query(self.steps[:-1], box.lower.shape[1:], unstable, constant)
+        pairs = torch.nonzero(open_margins)
+        for image, margin in (part.unbind(1) for part in torch.split(pairs, at_a_time(each, self.memory)) if len(part)):
+            problem = unroll_each(self.steps[:-1], box, weight, constant, relu_inputs, image, margin)
+            lines = lines_of(problem)
+            found = optimise(
+                problem,
+                lines,
+                start_of(problem, lines),
+                iterations=self.iterations,
+                rate=self.rate,
+                target=threshold[image, margin].unsqueeze(1),
             )
-        result.lower.scatter_(1, columns, lower)
-        result.proved.scatter_(1, columns, proved)
+            lower = found.passed.lower.squeeze(1)
+            proved = lower > threshold[image, margin]
+            for row in torch.nonzero(~proved & (lower > 0)).flatten().tolist():
+                proved[row] = self._proved_exactly(
+                    box, labels, relu_inputs, image[row], margin[row], [a[row] for a in found.multipliers.alpha]
+                )
+            result.lower[image, margin], result.proved[image, margin] = lower, proved
         return result
 
     def _proved_exactly(
-        self, box: Box, rows: tuple[Tensor, Tensor], relu_inputs: list[Box], alpha: list[Tensor]
+        self, box: Box, labels: Tensor, relu_inputs: list[Box], image: Tensor, margin: Tensor, alpha: list[Tensor]
     ) -> Tensor:
-        """Which functions (1, Q) of one image are proved in float64 with slopes found in float32."""
-        ends, bounds = _doubled(box), [_doubled(b) for b in relu_inputs]
-        exact = condense(self._doubled[:-1], ends, *rows, bounds, memory=2 * self.memory)
+        """Whether one margin of one image is proved in float64 with slopes found in float32, (1, U) each."""
+        own = slice(int(image), int(image) + 1)
+        ends = _doubled(Box(box.lower[own], box.upper[own]))
+        bounds = [_doubled(Box(b.lower[own], b.upper[own])) for b in relu_inputs]
+        rows = margin_rows(_last(self._doubled), labels[own])
+        exact = unroll_each(self._doubled[:-1], ends, *rows, bounds, torch.zeros_like(image)[None], margin[None])
         sizes = [layer.lower.shape[1] for layer in exact.layers]
-        own = Multipliers([a[..., :size].double() for a, size in zip(alpha, sizes, strict=True)])
-        threshold = allowances(self._doubled[:-1], ends, bounds, *rows).objective
-        return backward(exact, lines_of(exact), own).lower > threshold
+        slopes = Multipliers([a[None, :, :size].double() for a, size in zip(alpha, sizes, strict=True)])
+        threshold = allowances(self._doubled[:-1], ends, bounds, *rows).objective[0, margin]
+        return (backward(exact, lines_of(exact), slopes).lower > threshold).squeeze()
 
 
 class AutoLirpaEngine:

@@ -14,6 +14,7 @@ from sabr.bounds.inner import crown_inputs
 from sabr.bounds.interval import margin_bounds, margin_rows, propagate
 from sabr.bounds.optimise import optimise
 from sabr.bounds.rounding import allowances
+from sabr.bounds.unrolled import unroll
 from sabr.certification.engines import AutoLirpaEngine, NativeEngine
 from sabr.networks.steps import forward
 from sabr.settings import DATASETS
@@ -88,11 +89,16 @@ def test_crown_is_no_looser_than_the_librarys(case):
     assert (own >= theirs - 1e-4 * theirs.abs().max()).all()
 
 
-def test_alpha_crown_is_no_looser_and_better_than_crown(case):
+@pytest.mark.parametrize("form", ["condensed", "unrolled"])
+def test_alpha_crown_is_no_looser_and_better_than_crown(case, form):
     steps, region, labels, library = case
     theirs = library.margin_lower_bounds(region, labels, method="alpha-crown")
     rows = margin_rows(steps[-1], labels)
-    problem = condense(steps[:-1], region, *rows, inner_crown(steps, region), memory=MEMORY)
+    inner = inner_crown(steps, region)
+    if form == "condensed":
+        problem = condense(steps[:-1], region, *rows, inner, memory=MEMORY)
+    else:
+        problem = unroll(steps[:-1], region, *rows, inner)
     lines = lines_of(problem)
     found = optimise(problem, lines, start_of(problem, lines), iterations=20, rate=0.1, target=float("inf"))
     own, crown = found.passed.lower, bound(problem, lines)

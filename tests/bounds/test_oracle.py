@@ -17,6 +17,7 @@ from sabr.bounds.optimise import optimise
 from sabr.bounds.rounding import allowances
 from sabr.bounds.rows import flat
 from sabr.bounds.tighten import optimised_layers
+from sabr.bounds.unrolled import unroll
 from sabr.certification.branch_and_bound import search
 from sabr.certification.subproblems import Search
 
@@ -44,6 +45,9 @@ def all_bounds(steps, box):
     options = {"iterations": 8, "rate": 0.1, "target": float("inf")}
     alpha = optimise(problem, lines, start_of(problem, lines), **options)
     bounds["alpha-crown"] = alpha.passed.lower
+    whole = unroll(hidden, box, *rows, relu_inputs)
+    whole_lines = lines_of(whole)
+    bounds["unrolled alpha-crown"] = optimise(whole, whole_lines, start_of(whole, whole_lines), **options).passed.lower
     own = [flat(a).gather(1, layer.places) for a, layer in zip(allowed.relu_inputs, problem.layers, strict=True)]
     for size in (2, 3):
         cuts = cuts_for(problem, Grouping(size, 20, 6, 12), allowances=own)
@@ -64,6 +68,7 @@ def test_no_bound_crosses_the_optimum(seed):
     for method, lower in bounds.items():
         assert lower.dtype == torch.float64
         assert (lower <= optimum + slack).all(), method
+    torch.testing.assert_close(bounds["unrolled alpha-crown"], bounds["alpha-crown"], rtol=1e-3, atol=1e-3)
     for looser, tighter in (("crown", "alpha-crown"), ("alpha-crown", "cuts of 2"), ("alpha-crown", "cuts of 3")):
         assert (bounds[tighter] >= bounds[looser]).all(), tighter
     single, rounding = all_bounds(*in_float32(case))

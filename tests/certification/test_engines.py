@@ -5,7 +5,6 @@ import torch
 from bounds.nets import Draws, outputs
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.condensed import condense
 from sabr.bounds.interval import margin_rows, margins, propagate
 from sabr.bounds.rounding import allowances
 from sabr.certification import engines
@@ -99,41 +98,50 @@ def test_without_float64_it_would_not_be_proved(monkeypatch):
     assert not found.proved.any()
 
 
-def sizes(steps, region, labels):
-    """Bytes of each image's condensed network."""
-    engine, single = engine_of("native", steps), cast(steps, torch.float32)
-    result = []
-    for number in NUMBERS:
-        one = Box(region.lower[number : number + 1], region.upper[number : number + 1])
-        known = engine.relu_inputs(one, labels[number : number + 1], [number])
-        rows = margin_rows(single[-1], labels[number : number + 1])
-        layers = condense(single[:-1], one, *rows, known, memory=2**27).layers
-        result.append(sum(4 * layer.rows.numel() for layer in layers))
-    return torch.tensor(result)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_little_memory_loses_alpha_crown_only(share):
+@pytest.mark.parametrize("memory", [1, 2**16])
+def test_little_memory_changes_nothing(memory, monkeypatch):
     steps, region = network(), boxes()
-    labels = labels_of(steps, region)
-    needed = sizes(steps, region, labels)
-    # Half of it is for the condensed network, and half for making it.
-    memory = 2 * int(needed.double().quantile(share))
-    fits = 2 * needed <= memory
-    assert int(fits.sum()) == {0.0: 1, 0.5: 3, 1.0: 6}[share]
+    labels, sizes = labels_of(steps, region), []
     rich, poor = engine_of("native", steps), engine_of("native", steps, memory=memory)
+    plain = engines.optimise
+    monkeypatch.setattr(engines, "optimise", lambda p, *a, **k: sizes.append(len(p.objective)) or plain(p, *a, **k))
     for stage in STAGES:
-        whole = rich.margins(stage, region, labels, NUMBERS, everything())
+        whole, known = rich.margins(stage, region, labels, NUMBERS, everything()), len(sizes)
         found = poor.margins(stage, region, labels, NUMBERS, everything())
-        if stage == "alpha-crown":
-            assert (found.lower[~fits] == -torch.inf).all() and not found.proved[~fits].any()
-            assert torch.equal(found.proved[fits], whole.proved[fits])
-            # What is proved is not raised any more than the others of its batch ask for.
-            open_ = fits.unsqueeze(1) & ~whole.proved
-            torch.testing.assert_close(found.lower[open_], whole.lower[open_], rtol=1e-3, atol=1e-3)
-        else:
-            torch.testing.assert_close(found.lower, whole.lower, rtol=1e-5, atol=1e-5)
-            assert torch.equal(found.proved, whole.proved)
+        assert torch.equal(found.proved, whole.proved)
+        # What is proved is not raised any more than the others of its batch ask for.
+        same = ~whole.proved if stage == "alpha-crown" else torch.ones_like(whole.proved)
+        assert same.any()
+        torch.testing.assert_close(found.lower[same], whole.lower[same], rtol=1e-4, atol=1e-5)
+    assert sizes[:known] == [18] and sum(sizes[known:]) == 18
+    assert (len(sizes) - known == 18) if memory == 1 else (1 < len(sizes) - known < 18)
+
+
+def test_margins_that_are_proved_are_not_optimised():
+    steps, region = network(), boxes(0.2)
+    labels, engine = labels_of(steps, region), engine_of("native", steps)
+    open_ = everything()
+    open_[:4] = False
+    open_[4, 1] = False
+    found = engine.margins("alpha-crown", region, labels, NUMBERS, open_)
+    assert (found.lower[~open_] == -torch.inf).all() and not found.proved[~open_].any()
+    whole = engine.margins("alpha-crown", region, labels, NUMBERS, everything())
+    assert torch.equal(found.proved[open_], whole.proved[open_])
+    # What is proved is not raised any more than the others of its batch ask for.
+    same = open_ & ~whole.proved
+    assert same.any()
+    torch.testing.assert_close(found.lower[same], whole.lower[same], rtol=1e-4, atol=1e-5)
+    nothing = engine.margins("alpha-crown", region, labels, NUMBERS, torch.zeros_like(open_))
+    assert (nothing.lower == -torch.inf).all() and not nothing.proved.any()
+
+
+def test_one_class_has_no_margins():
+    steps, region = network(), boxes()
+    steps = [*steps[:-1], LinearStep(steps[-1].weight[:1], steps[-1].bias[:1])]
+    engine, labels = engine_of("native", steps), torch.zeros(6, dtype=torch.int64)
+    for stage in STAGES:
+        found = engine.margins(stage, region, labels, NUMBERS, everything(others=0))
+        assert found.lower.shape == found.proved.shape == (6, 0)
 
 
 def test_known_bounds_are_used_again_until_they_are_forgotten(monkeypatch):
@@ -163,21 +171,6 @@ def test_known_bounds_are_used_again_until_they_are_forgotten(monkeypatch):
         small.margins("crown", *part(chosen))
     assert asked[3:] == [1, 1, 1] or asked[3:] == [1, 1, 1, 1]
     torch.testing.assert_close(small.margins("crown", *part([0, 1, 2])).lower, first, rtol=1e-5, atol=1e-5)
-
-
-def test_only_open_margins_are_optimised():
-    steps, region = network(), boxes()
-    labels = labels_of(steps, region)
-    open_ = everything()
-    open_[0, 1:], open_[1, 0], open_[2, 2] = False, False, False
-    whole = engine_of("native", steps).margins("alpha-crown", region, labels, NUMBERS, everything())
-    found = engine_of("native", steps).margins("alpha-crown", region, labels, NUMBERS, open_)
-    torch.testing.assert_close(found.lower[open_], whole.lower[open_], rtol=0.05, atol=0.05)
-    one = torch.zeros_like(open_)
-    one[:, 1] = True
-    found = engine_of("native", steps).margins("alpha-crown", region, labels, NUMBERS, one)
-    assert (found.lower[one] > -torch.inf).all() and (found.lower[~one] == -torch.inf).all()
-    assert not found.proved[~one].any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,106 @@
+"""Networks as they are, relaxed: bounds, coefficients and gradients are those of the condensed ones."""
+
+import pytest
+import torch
+from bounds.nets import KINDS, random_case
+
+from sabr.bounds.boxes import Box
+from sabr.bounds.condensed import condense
+from sabr.bounds.crown import backward_bound
+from sabr.bounds.dual import Multipliers, backward, bound, gradient, lines_of, projected, start_of
+from sabr.bounds.interval import margin_rows, propagate
+from sabr.bounds.rows import flat, unflat
+from sabr.bounds.unrolled import bytes_of_a_query, unroll
+from sabr.networks.steps import ConvolutionStep, cast, forward
+
+MEMORY = 2**26
+
+
+def posed(seed, kind):
+    """Two boxes with different unstable ReLUs."""
+    case = random_case(seed, kind)
+    small = 0.3 * case.box.radius
+    box = Box(
+        torch.cat([case.box.lower, case.box.centre - small]), torch.cat([case.box.upper, case.box.centre + small])
+    )
+    inner = propagate(case.steps[:-1], box).relu_inputs
+    rows = margin_rows(case.steps[-1], torch.tensor([0, 1]))
+    return case.steps, box, rows, [Box(b.lower, b.upper) for b in inner]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_condensed_one(kind):
+    assert sum(compared(seed, kind) for seed in range(10)) > 50
+
+
+def compared(seed, kind):
+    """How many slopes have a gradient."""
+    steps, box, rows, inner = posed(seed, kind)
+    whole = unroll(steps[:-1], box, *rows, inner)
+    condensed = condense(steps[:-1], box, *rows, inner, memory=MEMORY)
+    for own, other in zip(whole.layers, condensed.layers, strict=True):
+        assert torch.equal(own.real, other.real) and torch.equal(own.places[own.real], other.places[own.real])
+        assert torch.equal(own.lower, other.lower) and torch.equal(own.upper, other.upper)
+    torch.testing.assert_close(bound(whole), backward_bound(steps[:-1], box, inner, *rows), rtol=1e-10, atol=1e-10)
+    lines, generator = lines_of(whole), torch.Generator().manual_seed(seed)
+    start = start_of(whole, lines)
+    drawn = [torch.rand(a.shape, dtype=a.dtype, generator=generator) for a in start.alpha]
+    at = projected(Multipliers(drawn), lines)
+    passed, expected = backward(whole, lines, at), backward(condensed, lines_of(condensed), at)
+    torch.testing.assert_close(passed.lower, expected.lower, rtol=1e-10, atol=1e-10)
+    slopes, others = gradient(whole, lines, at, passed), gradient(condensed, lines, at, expected)
+    moved = 0
+    for number, layer in enumerate(whole.layers):
+        real = layer.real.unsqueeze(1).expand_as(passed.coefficients[number])
+        for own, other in (
+            (passed.coefficients[number], expected.coefficients[number]),
+            (slopes.alpha[number], others.alpha[number]),
+        ):
+            assert not own[~real].any()
+            torch.testing.assert_close(own[real], other[real], rtol=1e-8, atol=1e-8)
+        moved += int((slopes.alpha[number] != 0).sum())
+    return moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_never_fall_below_bounds_whatever_the_slopes_are(kind):
+    steps, box, (weight, constant), inner = posed(3, kind)
+    whole = unroll(steps[:-1], box, weight, constant, inner)
+    lines, generator = lines_of(whole), torch.Generator().manual_seed(0)
+    unit = torch.rand(4000, *box.lower.shape, dtype=torch.float64, generator=generator)
+    unit[::2] = unit[::2].round()
+    samples = box.lower + unit * (box.upper - box.lower)
+    hidden = forward(steps[:-1], samples.flatten(0, 1)).view(4000, 2, -1)
+    reached = (torch.einsum("pnh,nqh->pnq", hidden, weight) + constant).amin(0)
+    for _ in range(10):
+        drawn = [torch.rand(a.shape, dtype=a.dtype, generator=generator) for a in start_of(whole, lines).alpha]
+        passed = backward(whole, lines, projected(Multipliers(drawn), lines))
+        assert (passed.lower <= reached + 1e-12).all()
+        ends = (flat(box.lower).unsqueeze(1), flat(box.upper).unsqueeze(1))
+        assert ((passed.point == ends[0]) | (passed.point == ends[1])).all()
+
+
+def test_parts_are_themselves():
+    steps, box, rows, inner = posed(1, "convolutional")
+    whole = unroll(steps[:-1], box, *rows, inner)
+    every = bound(whole)
+    queries = every.shape[1]
+    torch.testing.assert_close(bound(whole.part(torch.tensor([1]), 0)), every[1:])
+    torch.testing.assert_close(bound(whole.part(torch.tensor([queries - 1, 0]), 1)), every[:, [queries - 1, 0]])
+    torch.testing.assert_close(bound(whole.part(torch.tensor([1, 0, 1]), 0)), every[[1, 0, 1]])
+
+
+def test_maps_of_one_channel_do_not_look_channels_last():
+    step = ConvolutionStep(torch.ones(2, 1, 3, 3), torch.zeros(2), (1, 2), (1, 0))
+    whole = unflat(torch.ones(3, 20), (1, 5, 4))
+    assert whole.stride() == (20, 20, 4, 1)
+    junk = [torch.full((n,), torch.nan) for n in (10, 20, 40, 60, 80)]
+    del junk
+    torch.testing.assert_close(step.apply(whole).double(), cast([step], torch.float64)[0].apply(whole.double()))
+
+
+def test_memory_of_a_query_grows_with_what_is_unstable_and_with_the_precision():
+    steps, box, rows, _ = posed(1, "convolutional")
+    shape = box.lower.shape[1:]
+    few, many = (bytes_of_a_query(steps[:-1], shape, [n, n], rows[1]) for n in (10, 20))
+    assert many - few >= 8 * 10 * 2 * 8 and bytes_of_a_query(steps[:-1], shape, [10, 10], rows[1].float()) * 2 == few
