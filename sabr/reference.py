@@ -65,8 +65,25 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_verdicts(rows: Iterable[str], folder: Path) -> list[str]:
-    """Those of the rows, named by their paths, whose verdicts `folder` has."""
-    return [path for path in rows if (folder / path / "verdicts.json").is_file()]
+    """Those of the rows, named by their paths, whose verdicts `folder` has.
+
+    Raises
+    ------
+    SabrError
+        When it has neither the verdicts nor the network of a row.
+    """
+    kept = []
+    for path in rows:
+        if (folder / path / "verdicts.json").is_file():
+            kept.append(path)
+            continue
+        for name in ("model.pt", "model.json"):
+            if not (folder / path / name).is_file():
+                raise SabrError(
+                    f"{folder / path / name} is not there, and with `checkpoints` nothing is trained: put it there, or "
+                    "leave this network out of `run`"
+                )
+    return kept
 
 
 def keep(run: Path, destination: Path, limit: float) -> Kept:

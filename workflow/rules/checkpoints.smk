@@ -6,17 +6,6 @@ def any_of(paths):
     return "|".join(re.escape(path) for path in paths) or "(?!)"
 
 
-def weights_of(wildcards):
-    """The weights of a row, or a word on where they belong."""
-    path = f"{CHECKPOINTS}/{wildcards.row}/model.pt"
-    if not Path(path).is_file():
-        raise WorkflowError(
-            f"{path} is not there, and with `checkpoints` nothing is trained: put it there with its model.json, "
-            "or leave `checkpoints` out"
-        )
-    return path
-
-
 # Studies that the folder has; others are made from the weights.
 KEPT_STUDIES = {
     f"{path}/studies/{file.stem}"
@@ -68,7 +57,7 @@ rule take_results:
 rule take_weights:
     input:
         run=f"{RESULTS}/{{row}}/run.json",
-        weights=weights_of,
+        weights=f"{CHECKPOINTS}/{{row}}/model.pt",
     output:
         f"{RESULTS}/{{row}}/model.pt",
     log:
@@ -94,7 +83,7 @@ rule take_weights:
 rule take_checkpoint:
     input:
         run=f"{RESULTS}/{{row}}/run.json",
-        weights=weights_of,
+        weights=f"{CHECKPOINTS}/{{row}}/model.pt",
     output:
         model=f"{RESULTS}/{{row}}/model.pt",
         sidecar=f"{RESULTS}/{{row}}/model.json",

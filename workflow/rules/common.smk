@@ -30,7 +30,10 @@ RESULTS = (
     else f"{PLAN.config.results}/{PLAN.config.scale}"
 )
 # Rows whose verdicts are there; nothing is computed for them.
-KEPT = with_verdicts(PLAN.rows, Path(CHECKPOINTS)) if CHECKPOINTS else []
+try:
+    KEPT = with_verdicts(PLAN.rows, Path(CHECKPOINTS)) if CHECKPOINTS else []
+except SabrError as error:
+    raise WorkflowError(str(error)) from None
 SETTING = f"{RESULTS}/{{dataset}}/{{eps}}"
 ROW = f"{SETTING}/{{method}}/seed-{{seed}}"
 DATA = PLAN.config.data.folder
