@@ -13,7 +13,7 @@ from sabr.bounds.boxes import Box
 from sabr.bounds.collecting import Pulled, ReLUState, pull_back, pull_rows
 from sabr.bounds.dual import Layer, Problem
 from sabr.bounds.interval import Centred
-from sabr.bounds.rows import at_a_time, flat, input_shapes
+from sabr.bounds.rows import at_a_time, flat, input_shapes, largest_row
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
@@ -69,7 +69,11 @@ def condense(
         if held > memory // 2:
             raise TooLarge(f"{size} unstable ReLUs in layer {number} of {count} images")
         rows = lower.new_zeros(count, size, width)
-        for chosen in torch.split(torch.arange(len(image)), _chunk(shapes, width, lower, memory)) if len(image) else ():
+        for chosen in (
+            torch.split(torch.arange(len(image)), _chunk(prefix.steps, shapes, width, lower, memory))
+            if len(image)
+            else ()
+        ):
             own, at = image[chosen], places[chosen]
             pulled = pull_back(prefix.steps, prefix.relus, states, at, own, shape, lower.dtype)
             rows[own, slot[chosen]] = _joined(pulled, layers)
@@ -102,7 +106,7 @@ def _objective(
     count, queries, _ = weight.shape
     image = torch.arange(count, device=weight.device).repeat_interleave(queries)
     width = sum(layer.lower.shape[1] for layer in layers)
-    size = _chunk(input_shapes(steps, shape), width, constant, memory)
+    size = _chunk(steps, input_shapes(steps, shape), width, constant, memory)
     turns = zip(*(torch.split(t, size) for t in (weight.flatten(0, 1), constant.flatten(), image)), strict=True)
     parts = [
         _joined(pull_rows(steps, range(len(layers)), states, rows, offset, own, shape), layers)
@@ -140,7 +144,8 @@ def _state(
     return ReLUState(torch.cat([by_pixel[0], outside[0]]), torch.cat([by_pixel[1], outside[1]]), at, real)
 
 
-def _chunk(shapes: Sequence[Sequence[int]], width: int, like: Tensor, memory: int) -> int:
+def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], width: int, like: Tensor, memory: int) -> int:
     """How many rows to pull back at a time."""
-    largest = max(torch.Size(shape).numel() for shape in shapes)
+    # At the end a row is as long as the input and all unstable ReLUs, whatever it sees of them.
+    largest = max(largest_row(steps, shapes), torch.Size(shapes[0]).numel())
     return min(at_a_time(12 * (largest + width) * like.element_size(), memory // 2), 8192)

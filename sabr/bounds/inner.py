@@ -9,7 +9,7 @@ from torch import Tensor
 from sabr.bounds.boxes import Box
 from sabr.bounds.crown import relax
 from sabr.bounds.interval import Centred, propagate
-from sabr.bounds.rows import Rows, Walk, at_a_time, flat, input_shapes, unflat, windows
+from sabr.bounds.rows import Rows, Walk, at_a_time, flat, input_shapes, largest_row, unflat, windows
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
@@ -59,7 +59,7 @@ def crown_inputs(
         )
         image, places = torch.nonzero((lower < 0) & (upper > 0), as_tuple=True)
         if prefix.relus and len(image):
-            for chosen in torch.split(torch.arange(len(image)), _chunk(shapes, box.lower, memory)):
+            for chosen in torch.split(torch.arange(len(image)), _chunk(prefix.steps, shapes, box.lower, memory)):
                 own, at = image[chosen], places[chosen]
                 walk = _Relaxing(prefix.relus, lines)
                 low, high = walk.bounds(prefix.steps, at, own, shapes, ends)
@@ -68,10 +68,7 @@ def crown_inputs(
                 high = torch.minimum(high + slack, upper[own, at])
                 lower[own, at], upper[own, at] = torch.minimum(low, high), high
         bounds[number] = Box(unflat(lower, shapes[-1]), unflat(upper, shapes[-1]))
-        line = relax(bounds[number])
-        lines[number] = _Lines(
-            _by_pixel(line.lower_slope), _by_pixel(line.upper_slope - line.lower_slope), _by_pixel(line.upper_offset)
-        )
+        lines[number] = _lines(bounds[number])
     return [Box(b.lower, b.upper) for b in bounds]
 
 
@@ -81,6 +78,12 @@ class _Lines(NamedTuple):
     lower_slope: Tensor
     difference: Tensor
     upper_offset: Tensor
+
+
+def _lines(bounds: Box | Centred) -> _Lines:
+    line = relax(bounds)
+    difference = line.upper_slope - line.lower_slope
+    return _Lines(_by_pixel(line.lower_slope), _by_pixel(difference), _by_pixel(line.upper_offset))
 
 
 class _Relaxing(Walk):
@@ -170,7 +173,6 @@ def _seen(by_pixel: Tensor, rows: Rows, shape: Sequence[int]) -> Tensor:
     return by_pixel.index_select(0, windows(rows, shape, (len(by_pixel) - 1) // (height * width)))
 
 
-def _chunk(shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
+def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
     """How many neurons to bound at a time."""
-    largest = max(torch.Size(shape).numel() for shape in shapes)
-    return min(at_a_time(16 * largest * like.element_size(), memory), 8192)
+    return min(at_a_time(16 * largest_row(steps, shapes) * like.element_size(), memory), 8192)

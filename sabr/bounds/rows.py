@@ -73,6 +73,27 @@ def at_a_time(each: int, memory: float) -> int:
     return max(1, int(min(memory, _ENOUGH)) // each)
 
 
+def largest_row(steps: Sequence[Step], shapes: Sequence[Sequence[int]]) -> int:
+    """How many coefficients the largest row has on the way back from one place behind some steps; `input_shapes`."""
+    side: tuple[int, int] | None = (1, 1) if len(shapes[-1]) == 3 else None
+    largest = 1
+    for step, shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
+        match step:
+            case ConvolutionStep() if side is not None:
+                kernel = step.weight.shape[2:]
+                side = tuple((s - 1) * t + k for s, t, k in zip(side, step.stride, kernel, strict=True))  # type: ignore
+                side = None if _most_of_map(side, shape) else side
+            case SumStep():
+                side = None
+                inner = [input_shapes(path, shape) for path in step.paths]
+                largest = max([largest, *(torch.Size(own).numel() for path in inner for own in path)])
+            case LinearStep() | FlattenStep():
+                side = None
+        whole = side is None or len(shape) == 1
+        largest = max(largest, torch.Size(shape).numel() if whole else shape[0] * side[0] * side[1])  # type: ignore
+    return largest
+
+
 def one_hot(places: Tensor, image: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Rows:
     """The values of one place in the network at flat `places` (R,), as functions of themselves; `shape` is theirs."""
     if len(shape) == 1:
@@ -200,9 +221,11 @@ def _clipped(rows: Rows, shape: Sequence[int]) -> Rows:
 
 
 def _whole_if_large(rows: Rows, shape: Sequence[int]) -> Rows:
-    h, w = rows.values.shape[2:]
-    _, height, width = shape
-    return whole(rows, shape) if h * w > _MOST_OF_MAP * height * width else rows
+    return whole(rows, shape) if _most_of_map(rows.values.shape[2:], shape) else rows
+
+
+def _most_of_map(side: Sequence[int], shape: Sequence[int]) -> bool:
+    return side[0] * side[1] > _MOST_OF_MAP * shape[1] * shape[2]
 
 
 def whole(rows: Rows, shape: Sequence[int]) -> Rows:

@@ -185,4 +185,4 @@ def bytes_of_a_query(steps: Sequence[Step], shape: Sequence[int], unstable: Sequ
         Of the precision.
     """
     sizes = [torch.Size(own).numel() for own in input_shapes(steps, shape)]
-    return like.element_size() * (16 * sum(unstable) + sum(sizes) + 8 * max(sizes))
+    return like.element_size() * (40 * sum(unstable) + sum(sizes) + 8 * max(sizes))

@@ -7,6 +7,7 @@ import torch
 from bounds.nets import Draws, outputs, random_case
 from bounds.tasks import evaluate
 
+from sabr.bounds import inner, rows
 from sabr.bounds.boxes import Box
 from sabr.bounds.condensed import TooLarge, condense
 from sabr.bounds.crown import backward_bound
@@ -286,3 +287,25 @@ def test_scaling_of_vectors_and_by_one_number():
     relu_inputs = propagate(steps[:-1], box).relu_inputs
     same_values(compare(steps, box, relu_inputs, LABELS, 1e-10), steps, box, LABELS)
     close(crown_inputs(steps[:-1], box, relu_inputs, memory=MEMORY), one_by_one(steps[:-1], box, relu_inputs), 1e-12)
+
+
+def test_the_largest_row_is_no_smaller_than_any_on_the_way(monkeypatch):
+    seen = []
+    plain = rows.Walk.through
+
+    def noted(walk, step, given, shape):
+        found = plain(walk, step, given, shape)
+        seen.append(found.values[0].numel())
+        return found
+
+    monkeypatch.setattr(rows.Walk, "through", noted)
+    for number, (first, second) in enumerate(product(CONVOLUTIONS[:6], CONVOLUTIONS[:6])):
+        steps, box = convolutional(number, first, second, (13, 15)), regions(number, (2, 13, 15))
+        states = propagate(steps[:-1], box).relu_inputs
+        for prefix in relu_prefixes(steps[:-1])[1:]:
+            seen.clear()
+            shapes = rows.input_shapes(prefix.steps, box.lower.shape[1:])
+            walk = inner._Relaxing(prefix.relus, {n: inner._lines(states[n]) for n in prefix.relus})
+            ends = inner._by_pixel(box.lower), inner._by_pixel(box.upper)
+            walk.bounds(prefix.steps, torch.tensor([0]), torch.tensor([0]), shapes, ends)
+            assert max(seen) <= rows.largest_row(prefix.steps, shapes)
