@@ -226,7 +226,7 @@ def test_table_3(every_table: dict[str, Table]) -> None:
     assert "| MNIST, ε = 0.1 | SABR | IBP | 0.400 | missing | – | – |" in lines
     assert "| MNIST, ε = 0.1 | IBP | IBP | 0.650 ± 0.071 | missing | ~0.5586 | ~0.8047 |" in lines
     assert any(line.startswith("| MNIST, ε = 0.1 | PGD | missing |") for line in lines)
-    assert any("CNN7 on cifar10, ε = 2/255" in line for line in lines)
+    assert any("CNN7 on CIFAR-10, ε = 2/255" in line for line in lines)
 
 
 def test_table_4(every_table: dict[str, Table]) -> None:

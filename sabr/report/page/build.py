@@ -87,7 +87,7 @@ def build(sources: Sources) -> str:
         css=Markup(_text("page.css")),
         facts=facts,
         whole=f"{sources.outline.title}; {facts}",
-        studied=f"{sources.outline.title.partition(', first ')[0]}; as many images as it says; {_seeds(found)}",
+        studied=f"{sources.outline.title.partition(', first ')[0]}; images: as its title says; {_seeds(found)}",
         missing=missing(sources.records, planned, sources.style),
         sections=[
             {"title": section.title, "slug": _slug(section.title), "items": items}

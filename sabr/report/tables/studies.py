@@ -80,7 +80,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
         "Gradient alignment: mean cosine similarity between the gradients of the robust loss and of the cross-entropy, "
         f"at clean and at adversarial images ({_scale(outline, found)})."
     )
-    notes = [*missing(alignment, planned, style), *_notes(means, published, ("cosine_clean", "cosine_adversarial"))]
+    notes = [*missing(alignment, planned, style), *_notes(means, context, ("cosine_clean", "cosine_adversarial"))]
     return Table("Table 3", caption, tuple(columns), tuple(groups), tuple(notes), means)
 
 
@@ -119,7 +119,7 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
     notes = [
         *missing(states, planned, style),
         "Unstable: the bounds of its input leave both signs open.",
-        *_notes(means, published, ("unstable_region",)),
+        *_notes(means, context, ("unstable_region",)),
     ]
     return Table("Table 4", caption, tuple(columns), tuple(groups), tuple(notes), means)
 
@@ -169,15 +169,15 @@ def _scale(outline: Outline, table: pd.DataFrame) -> str:
     return f"{outline.title.partition(', first ')[0]}, first {images} test images"
 
 
-def _notes(means: pd.DataFrame, published: pd.DataFrame, measures: Sequence[str]) -> list[str]:
+def _notes(means: pd.DataFrame, context: Context, measures: Sequence[str]) -> list[str]:
     seeds = sorted(set(means["seeds"]))
     notes = ["One seed: no spread is known."] if seeds == [1] else [f"±: standard deviation over {seeds[-1]} seeds."]
-    shown = published[published["measure"].isin(measures)]
+    shown = context.published[context.published["measure"].isin(measures)]
     if len(shown):
-        where = "; ".join(f"{name}, ε = {eps}" for name, eps in set(zip(shown["dataset"], shown["eps"], strict=True)))
-        notes.append(
-            f"Published numbers are not ours, and are for CNN7 on {where}: {'; '.join(shown['source'].unique())}."
-        )
+        places = dict.fromkeys(zip(shown["dataset"], shown["eps"], strict=True))
+        where = "; ".join(context.style.setting(str(dataset), str(eps)) for dataset, eps in places)
+        sources = "; ".join(shown["source"].unique())
+        notes.append(f"Published numbers are not ours, and are for CNN7 on {where}: {sources}.")
     if shown["quoted"].any():
         notes.append("~: quoted, not checked against its source.")
     return notes
