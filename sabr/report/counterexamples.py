@@ -1,5 +1,6 @@
 """The first counterexamples of a few networks, with their images, as an archive of arrays; needs torch."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def _points(folder: Path) -> dict[int, torch.Tensor]:
         try:
             stored = torch.load(path, weights_only=True)
             found |= dict(zip(stored["index"].tolist(), stored["points"], strict=True))
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise SabrError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise SabrError(f"{path} is no file of counterexamples; delete it and run again") from error
     return found

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sabr.errors import SabrError
 from sabr.report import counterexamples, examples, pareto, records, style
+from sabr.trained import Trained
 
 MakeRow = Callable[..., Path]
 CONFIG = Path(__file__).parents[2] / "config"
@@ -30,6 +32,69 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(found.columns) == list(examples.FIELDS)
     assert list(found["index"]) == [0, 4, 0, 4] and list(found["dataset"])[1:3] == ["mnist", "cifar10"]
     assert found["image"][2].shape == (3, 32, 32) and np.array_equal(found["point"][0], lines()[0]["point"])
+
+
+@pytest.fixture
+def refuted(make_row: MakeRow, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A row whose images 16 (by the strong attack) and 17 (by the quick one) are refuted, and what is stored of them.
+
+    Every image is 0.5 and of class 7, which the network sees where the mean is at most 0.52, and class 1 beyond.
+    """
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8))
+    with torch.no_grad():
+        network[1].weight.zero_()[1] = 0.25
+        network[1].bias.zero_()[7] = 0.52
+    images, labels = torch.full((20, 1, 2, 2), 0.5), torch.full((20,), 7)
+    monkeypatch.setattr(counterexamples, "read_network", lambda *_: Trained(network, {}))
+    monkeypatch.setattr(
+        counterexamples, "read_images", lambda _, __, first, last, ___: (images[first:last], labels[first:last])
+    )
+
+    def make(by_attack: dict[int, float], by_others: dict[int, float]) -> Path:
+        folder = make_row("sabr", natural=18, adversarial=16)
+        (folder / "shards").mkdir()
+        for path, points in ((folder / "attack.pt", by_attack), (folder / "shards" / "0-20.pt", by_others)):
+            values = torch.tensor(list(points.values()), dtype=torch.float64)
+            stored = {
+                "index": torch.tensor(list(points), dtype=torch.int64),
+                "points": values.view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+            }
+            torch.save(stored, path)
+        return folder
+
+    return make
+
+
+def test_counterexamples_are_gathered_from_all_files(refuted: Callable[..., Path], tmp_path: Path) -> None:
+    folder = refuted({17: 0.6}, {16: 0.55})
+    found = counterexamples.collect([folder], tmp_path, each=8)
+    assert [(line["index"], line["label"], line["wrong"], line["refuted_by"]) for line in found] == [
+        *((16, 7, 1, "attack"), (17, 7, 1, "quick-attack")),
+    ]
+    assert found[0]["radius"] == 0.1 and found[0]["point"] == pytest.approx(np.full((1, 2, 2), 0.55))
+    assert len(counterexamples.collect([folder], tmp_path, each=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("by_attack", "by_others", "said"),
+    [
+        ({}, {16: 0.55}, "image 17 is refuted, but no counterexample of it is there"),
+        ({17: 0.6}, {16: 0.61}, "image 16 lies outside the ball"),
+        ({17: 0.51}, {16: 0.55}, "image 17 is classified right"),
+    ],
+)
+def test_what_is_no_counterexample_is_refused(
+    refuted: Callable[..., Path], tmp_path: Path, by_attack: dict[int, float], by_others: dict[int, float], said: str
+) -> None:
+    with pytest.raises(SabrError, match=said):
+        counterexamples.collect([refuted(by_attack, by_others)], tmp_path, each=8)
+
+
+def test_a_file_of_counterexamples_that_is_none_is_told(refuted: Callable[..., Path], tmp_path: Path) -> None:
+    folder = refuted({17: 0.6}, {16: 0.55})
+    (folder / "attack.pt").write_bytes(b"PK")
+    with pytest.raises(SabrError, match=r"attack\.pt is no file of counterexamples"):
+        counterexamples.collect([folder], tmp_path, each=8)
 
 
 def test_archives_that_are_none_are_told(tmp_path: Path) -> None:
