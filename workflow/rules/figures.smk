@@ -62,7 +62,9 @@ rule examples:
             for row in EXAMPLES
             for first, last in row.shards(PLAN.run.shard_size)
         ],
-        ancient([f"{DATA}/{row.certification.dataset}/test.pt" for row in EXAMPLES]),
+        data=ancient(
+            [f"{DATA}/{row.certification.dataset}/test.pt" for row in EXAMPLES]
+        ),
     output:
         f"{RESULTS}/studies/examples.npz",
     log:
@@ -78,7 +80,7 @@ rule examples:
         gpu=0,
     params:
         rows=[f"{RESULTS}/{row.path}" for row in EXAMPLES],
-        data=DATA,
+        data=lambda wildcards, input: str(Path(input.data[0]).parents[1]),
     shell:
         "sabr examples {params.rows:q} --data {params.data:q} --output {output:q} &> {log:q}"
 

@@ -2,22 +2,23 @@
 
 import json
 
-
-def outline():
-    """The plan as tables, claims and the report need it: each network once, with the parts that it is for."""
-    parts = {"main": PLAN.main, "sweep": PLAN.sweep, **PLAN.comparisons}
-    rows = [
+PARTS = {"main": PLAN.main, "sweep": PLAN.sweep, **PLAN.comparisons}
+# The plan as tables, claims and the report need it: each network once, with the parts that it is for.
+OUTLINE = {
+    "scale": PLAN.config.scale,
+    "title": PLAN.title,
+    "overrides": PLAN.config.overrides,
+    "rows": [
         {
             "dataset": row.certification.dataset,
             "eps": row.setting.partition("-eps-")[2].replace("_", "/"),
             "method": row.method,
             "seed": row.training.seed,
-            "parts": [name for name, rows in parts.items() if row in rows],
+            "parts": [name for name, rows in PARTS.items() if row in rows],
         }
         for row in PLAN.rows.values()
-    ]
-    top = {"scale": PLAN.config.scale, "title": PLAN.title}
-    return json.dumps(top | {"overrides": PLAN.config.overrides, "rows": rows})
+    ],
+}
 
 
 rule outline:
@@ -35,7 +36,7 @@ rule outline:
         runtime=5,
         gpu=0,
     params:
-        json=outline(),
+        json=json.dumps(OUTLINE),
     shell:
         "sabr outline {params.json:q} --output {output:q} &> {log:q}"
 
