@@ -16,11 +16,8 @@ from sabr.certification.attacking import attack
 from sabr.certification.journal import Journal
 from sabr.certification.properties import verify
 from sabr.certification.verdicts import Verdict
-from sabr.data.batches import evaluation_images, held_out
-from sabr.data.datasets import fingerprint, load
 from sabr.errors import SabrError
 from sabr.files import atomic, probe
-from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps
 from sabr.networks.instances import counterexample_text, read_instance, write_instances
 from sabr.networks.steps import Step
@@ -28,6 +25,7 @@ from sabr.provenance import provenance
 from sabr.settings import DATASETS
 from sabr.specs import Attacked, AttackSpec, Cascade, CertificationSpec, differing_keys
 from sabr.tensors import save_tensors
+from sabr.trained import read_images, read_network
 
 
 def run_attack(
@@ -56,7 +54,7 @@ def run_attack(
     steps, about = _network(model, spec, folder, device)
     _probe(output, model)
     started = time.perf_counter()
-    images, labels = _images(spec, folder, 0, spec.images, device)
+    images, labels = read_images(spec, folder, 0, spec.images, device)
     table, counterexamples = attack(steps, images, labels, spec, _say)
     _write_counterexamples(counterexamples, output)
     seconds = time.perf_counter() - started
@@ -99,7 +97,7 @@ def run_certification(
     known, attack_about = verdicts.read(attacked, verdicts.ATTACK_COLUMNS)
     _refuse_other(attacked, attack_about, about | {"attack": spec.attack_spec.model_dump(mode="json")})
     about["certification"] = spec.model_dump(mode="json")
-    images, labels = _images(spec, folder, first, last, device)
+    images, labels = read_images(spec, folder, first, last, device)
     part = known.iloc[first:last].reset_index(drop=True)
     if part["index"].tolist() != list(range(first, last)) or part["label"].tolist() != labels.tolist():
         raise SabrError(f"{attacked} is not about test images {first} to {last - 1} of {spec.dataset}; run again")
@@ -158,7 +156,7 @@ def run_export(model: Path, spec: CertificationSpec, output: Path, folder: Path,
     steps, _ = _network(model, spec, folder, torch.device("cpu"))
     if not first < last <= spec.images:
         raise SabrError(f"--first {first} --last {last} is no part of the {spec.images} images of the specification")
-    images, labels = _images(spec, folder, first, last, torch.device("cpu"))
+    images, labels = read_images(spec, folder, first, last, torch.device("cpu"))
     region = ball(images.double(), spec.eps)
     write_instances(
         output,
@@ -207,14 +205,10 @@ def _write_counterexamples(points: Mapping[int, Tensor], output: Path) -> None:
 
 
 def _network(model: Path, asked: Attacked, folder: Path, device: torch.device) -> tuple[Sequence[Step], dict[str, Any]]:
-    """Read a network, and what results on it must say of where they come from."""
-    network, sidecar = checkpoints.load(model)
-    if sidecar["dataset"] != asked.dataset:
-        raise SabrError(f"{model} was trained on {sidecar['dataset']}, but the specification is about {asked.dataset}")
-    data_sha256 = fingerprint(DATASETS[asked.dataset], folder, "test" if asked.validation_images is None else "train")
+    """Read a network as folded steps, and what results on it must say of where they come from."""
+    network, about = read_network(model, asked, folder, device)
     with torch.no_grad():
-        steps = folded_steps(network.to(device))
-    return steps, {"model_sha256": sidecar["sha256"], "data_sha256": data_sha256}
+        return folded_steps(network), about
 
 
 def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -222,23 +216,6 @@ def _refuse_other(path: Path, made_of: dict[str, Any], wanted: dict[str, Any]) -
     different = differing_keys(wanted, {key: made_of.get(key) for key in wanted})
     if different:
         raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
-
-
-def _images(asked: Attacked, folder: Path, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Test images first to last - 1, or as many of the images that were held out of training."""
-    dataset = DATASETS[asked.dataset]
-    if asked.validation_images is None:
-        split = load(dataset, folder, "test")
-    else:
-        split = held_out(load(dataset, folder, "train"), asked.validation_images).validation
-    images, labels = evaluation_images(split, dataset, slice(first, last), device)
-    wrong = labels[(labels < 0) | (labels >= dataset.classes)]
-    if len(wrong):
-        raise SabrError(
-            f"{asked.dataset} in {folder} holds the label {int(wrong[0])}, but its classes are 0 to "
-            f"{dataset.classes - 1}; delete the folder and prepare the data again"
-        )
-    return images, labels
 
 
 def _say(line: str) -> None:

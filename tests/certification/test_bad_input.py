@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from sabr import trained
 from sabr.bounds.boxes import Box, ball
-from sabr.certification import cascade, job
+from sabr.certification import cascade
 from sabr.data.datasets import Split
 from sabr.errors import SabrError
 from sabr.networks import checkpoints
@@ -106,12 +107,12 @@ def test_labels_in_the_data_that_are_none(monkeypatch, changed_spec, tmp_path):
     data = DATASETS["mnist"]
     labels = torch.zeros(200, dtype=torch.int64)
     split = Split(torch.zeros(200, 1, 28, 28, dtype=torch.uint8), labels)
-    monkeypatch.setattr(job, "load", lambda *arguments: split)
-    images, own = job._images(changed_spec(), tmp_path, 0, 100, torch.device("cpu"))
+    monkeypatch.setattr(trained, "load", lambda *arguments: split)
+    images, own = trained.read_images(changed_spec(), tmp_path, 0, 100, torch.device("cpu"))
     assert images.shape == (100, *data.shape) and len(own) == 100
     labels[7] = 12
     with pytest.raises(SabrError, match="mnist in .* holds the label 12, but its classes are 0 to 9") as caught:
-        job._images(changed_spec(), tmp_path, 0, 100, torch.device("cpu"))
+        trained.read_images(changed_spec(), tmp_path, 0, 100, torch.device("cpu"))
     one_sentence(caught)
 
 

@@ -46,6 +46,8 @@ for row in PLAN.rows.values():
     TESTS[row.certification_path] = row.certification
 # Not parameters of the rules: whatever they are, the results are the same.
 ENVIRONMENT = {"SABR_SAVE_MINUTES": str(JOB.save_minutes)}
+if not JOB.gpus:  # else all jobs on a machine would share the GPU that it happens to have
+    ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
 if PLAN.config.data.mirror:
     ENVIRONMENT["SABR_MIRROR"] = PLAN.config.data.mirror
 exports = "".join(
@@ -53,7 +55,7 @@ exports = "".join(
 )
 shell.prefix(exports.replace("{", "{{").replace("}", "}}"))  # which it formats
 # For the scripts that end the making of a conda environment.
-os.environ["SABR_SOURCE"] = str(workflow.basedir)
+os.environ.update(SABR_SOURCE=str(workflow.basedir))
 ENV = f"../../envs/{'gpu' if JOB.gpus else 'run'}.yaml"
 REPORT_ENV = "../../envs/report.yaml"
 
