@@ -45,8 +45,8 @@ report: setup
 	@echo "==> Done: $(RESULTS)/report.html"
 
 test: setup
-	@echo "==> Running all tests"
-	pytest
+	@echo "==> Running all tests, on $(CORES) cores"
+	pytest -n $(CORES) --dist loadfile
 
 check: setup
 	ruff format --check .
