@@ -46,7 +46,8 @@ for row in PLAN.rows.values():
     TESTS[row.certification_path] = row.certification
 # Not parameters of the rules: whatever they are, the results are the same.
 ENVIRONMENT = {"SABR_SAVE_MINUTES": str(JOB.save_minutes)}
-if not JOB.gpus:  # else all jobs on a machine would share the GPU that it happens to have
+# Else all jobs on a machine would share the GPU that it happens to have.
+if not JOB.gpus:
     ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
 if PLAN.config.data.mirror:
     ENVIRONMENT["SABR_MIRROR"] = PLAN.config.data.mirror
