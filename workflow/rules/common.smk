@@ -1,6 +1,7 @@
 """What to run, as Snakemake sees it: the validated plan, path patterns, targets."""
 
 import os
+import re
 from base64 import urlsafe_b64encode
 from pathlib import Path
 from shlex import quote
