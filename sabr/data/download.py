@@ -70,6 +70,10 @@ def download(url: str, target: Path, digest: Digest) -> Path:
         part.unlink(missing_ok=True)
         if digest.fits(target):
             return target
+    except Unavailable:
+        if digest.fits(target):  # another process has fetched it meanwhile
+            return target
+        raise
     except OSError as error:
         raise SabrError(
             f"cannot write {part}: {error.strerror or error}; free some space or choose a folder that can be written to"

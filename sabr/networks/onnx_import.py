@@ -170,7 +170,7 @@ def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(path)
     except (OSError, onnx.checker.ValidationError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise SabrError(f"cannot read {path}: {reason}") from error
     except (DecodeError, ValueError) as error:
         raise SabrError(f"{path} is not a whole ONNX file: get it again") from error
@@ -184,8 +184,13 @@ def _load(path: Path) -> ModelProto:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise SabrError(f"{path} is not a valid ONNX file ({str(error).splitlines()[0]}): export it again") from error
+        raise SabrError(f"{path} is not a valid ONNX file ({_first_line(error)}): export it again") from error
     return model
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _DOMAINS = ("", "ai.onnx")
