@@ -140,54 +140,6 @@ def search(
     return Attacked(points, value > 0)
 
 
-def polish(
-    steps: Sequence[Step],
-    region: Box,
-    labels: Tensor,
-    *,
-    start: Tensor,
-    step_sizes: Sequence[float],
-    open_margins: Tensor | None = None,
-) -> Attacked:
-    """Ascend the margin loss from one given point per row, such as the solution of a relaxation.
-
-    Parameters
-    ----------
-    steps
-        A folded network; no gradient reaches its weights.
-    region
-        (N, ...) boxes; several rows may be of one image.
-    labels
-        (N,) true classes.
-    start
-        (N, ...) points, projected onto the region first.
-    step_sizes
-        One number per step, in units of each entry's own radius; none: the start alone is tried.
-    open_margins
-        As in `search`.
-
-    Returns
-    -------
-    Attacked
-        As of `search`, row by row. All rows go through the network at once.
-    """
-    if len(labels) == 0:
-        return Attacked(start, torch.zeros_like(labels, dtype=torch.bool))
-    start = region.clamp(start)
-    classes = linearise(steps, start[:1]).logits.shape[1]
-    open_ = _open_classes(labels, classes, open_margins).unsqueeze(1)
-    unused = torch.zeros(open_.shape, device=start.device, dtype=start.dtype)  # the margin looks at the targets alone
-    moves = [Move(margin, number, size) for number, size in enumerate(step_sizes)]
-    found = climb(
-        steps,
-        Box(region.lower.unsqueeze(1), region.upper.unsqueeze(1)),
-        Aim(labels.unsqueeze(1), open_, open_, unused, unused),
-        start=start.unsqueeze(1),
-        moves=moves,
-    )
-    return Attacked(found.points, found.lead > 0)
-
-
 def confirm(network: Callable[[Tensor], Tensor], region: Box, points: Tensor, labels: Tensor) -> Tensor:
     """Whether points refute their images beyond the precision of the attack: the only thing that counts.
 

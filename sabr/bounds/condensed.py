@@ -94,6 +94,23 @@ def condense(
     return Problem(ends, layers, _objective(steps, states, layers, weight, constant, shape, memory))
 
 
+def entries(inputs: int, relu_inputs: Sequence[Box | Centred]) -> int:
+    """How many coefficients the condensed network of one image has, without its objective.
+
+    Parameters
+    ----------
+    inputs
+        Entries of the network's input.
+    relu_inputs
+        (1, ...) bounds at every ReLU's input.
+    """
+    total, width = 0, inputs + 1
+    for bounds in relu_inputs:
+        unstable = int(((bounds.lower < 0) & (bounds.upper > 0)).sum())
+        total, width = total + unstable * width, width + unstable
+    return total
+
+
 def _objective(
     steps: Sequence[Step],
     states: dict[int, ReLUState],

@@ -1,4 +1,4 @@
-"""Multi-neuron constraints of one image's condensed network: groups of its unstable ReLUs, bounded together."""
+"""Multi-neuron constraints of one image's network: groups of its unstable ReLUs, bounded together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sabr.bounds.dual import Cuts, Problem, bound
+from sabr.bounds.dual import Cuts, Relaxable, bound
 from sabr.bounds.multi_neuron import choose_groups, group_constraints, octahedral_directions, triangle_areas
+from sabr.bounds.rows import at_a_time
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Grouping:
     constraints: int
 
 
-def cuts_for(problem: Problem, grouping: Grouping, *, allowances: Sequence[Tensor]) -> list[Cuts | None]:
+def cuts_for(problem: Relaxable, grouping: Grouping, *, allowances: Sequence[Tensor], memory: int) -> list[Cuts | None]:
     """Constraints for each layer, None where it has too few unstable ReLUs, or where groups bring nothing.
 
     Sound: each group's octahedron is bounded by CROWN, and moved outwards by what rounding may be off by.
@@ -45,6 +46,8 @@ def cuts_for(problem: Problem, grouping: Grouping, *, allowances: Sequence[Tenso
         Which groups.
     allowances
         For each layer (1, U).
+    memory
+        Bytes that may be used at a time.
     """
     directions = torch.from_numpy(octahedral_directions(grouping.size)).to(problem.objective)
     result: list[Cuts | None] = []
@@ -61,8 +64,9 @@ def cuts_for(problem: Problem, grouping: Grouping, *, allowances: Sequence[Tenso
         if len(groups) == 0:
             result.append(None)
             continue
-        rows = torch.einsum("dm,gmw->gdw", directions, layer.rows[0, groups])
-        lows = bound(Problem(problem.box, problem.layers[:number], rows.flatten(0, 1).unsqueeze(0)))
+        weight = directions.new_zeros(len(groups), len(directions), len(lower))
+        weight.scatter_(2, groups.unsqueeze(1).expand(-1, len(directions), -1), directions.expand(len(groups), -1, -1))
+        lows = _bounded(problem, number, weight.flatten(0, 1), memory)
         # Row d and row -1 - d are opposite: the one's lower bound is the other's limit.
         limits = -lows.view(len(groups), -1).flip(1) + allowances[number][0, groups] @ directions.abs().t()
         coordinates = directions.abs().sum(1) == 1
@@ -81,3 +85,9 @@ def cuts_for(problem: Problem, grouping: Grouping, *, allowances: Sequence[Tenso
             Cuts(*(part.unsqueeze(0) for part in (members, found.y[used], found.z[used], found.offset[used])))
         )
     return result
+
+
+def _bounded(problem: Relaxable, number: int, weight: Tensor, memory: int) -> Tensor:
+    """Lower bounds (Q,) of weight @ y, (Q, U), for the inputs y of one layer's ReLUs."""
+    turns = torch.split(weight, at_a_time(problem.bytes_of_a_query, memory))
+    return torch.cat([bound(problem.inner(number, rows.unsqueeze(0)))[0] for rows in turns])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
+from sabr.bounds.crown import relax as triangle
 
 # At ReLU layer `number`, of the outputs' coefficients (N, Q, U): the inputs' ones, and what the constant gains, (N, Q).
 AtReLUBackward = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -61,6 +62,11 @@ class Problem(NamedTuple):
         return sum(t.numel() * t.element_size() for t in (self.objective, *(layer.rows for layer in self.layers)))
 
     @property
+    def bytes_of_a_query(self) -> int:
+        """Memory that optimising one query of one image takes, roughly."""
+        return 10 * self.objective.shape[2] * self.objective.element_size()
+
+    @property
     def columns(self) -> list[slice]:
         """Where each layer's outputs stand in a row."""
         result, start = [], self.box.lower.shape[1] + 1
@@ -79,8 +85,8 @@ class Problem(NamedTuple):
             row[..., : columns.start] += torch.bmm(down, layer.rows)
         return row[..., :size], row[..., size]
 
-    def push(self, points: Tensor, at_relu: AtReLUForward) -> None:
-        """Take points (N, Q, D) of the boxes through the network, first ReLU layer first."""
+    def push(self, points: Tensor, at_relu: AtReLUForward) -> Tensor:
+        """The objective (N, Q) at points (N, Q, D) of the boxes, taken through the network first ReLU layer first."""
         size = self.box.lower.shape[1]
         values = self.objective.new_empty(self.objective.shape)
         values[..., :size] = points
@@ -88,6 +94,16 @@ class Problem(NamedTuple):
         for number, (layer, columns) in enumerate(zip(self.layers, self.columns, strict=True)):
             y = torch.bmm(values[..., : columns.start], layer.rows.transpose(1, 2))
             values[..., columns] = at_relu(number, y)
+        return (values * self.objective).sum(2)
+
+    def inner(self, number: int, weight: Tensor) -> "Problem":
+        """Minimise, instead, weight @ y for the inputs y of one layer's ReLUs: weight is (N, Q, U)."""
+        return Problem(self.box, self.layers[:number], torch.bmm(weight, self.layers[number].rows))
+
+    def offsets(self) -> list[Tensor]:
+        """What each ReLU's input is where the network's input and all ReLUs' outputs are 0, (N, U) for each layer."""
+        size = self.box.lower.shape[1]
+        return [layer.rows[..., size] for layer in self.layers]
 
     def part(self, places: Tensor, dim: int) -> "Problem":
         """Some of the images (dim 0), or of all images' queries (dim 1)."""
@@ -98,26 +114,39 @@ class Problem(NamedTuple):
         return own._replace(box=Box(*(end.index_select(0, places) for end in self.box)), layers=layers)
 
 
-class Bounded(Protocol):
-    """ReLUs with bounds (N, U) of their inputs."""
+class Neurons(Protocol):
+    """The unstable ReLUs of one layer, as in `Layer`, without their rows."""
 
     @property
     def lower(self) -> Tensor: ...  # noqa: D102
     @property
     def upper(self) -> Tensor: ...  # noqa: D102
+    @property
+    def real(self) -> Tensor: ...  # noqa: D102
+    @property
+    def places(self) -> Tensor: ...  # noqa: D102
 
 
 class Relaxable(Protocol):
-    """What bounds ask of a network over boxes, condensed (`Problem`) or not (`sabr.bounds.unrolled.Unrolled`)."""
+    """What bounds ask of a network over boxes, condensed (`Problem`) or not (`sabr.bounds.unrolled.Unrolled`).
+
+    `pull` and `push` may leave out layers that the objective does not see.
+    """
 
     @property
     def box(self) -> Box: ...  # noqa: D102
     @property
-    def layers(self) -> Sequence[Bounded]: ...  # noqa: D102
+    def layers(self) -> Sequence[Neurons]: ...  # noqa: D102
     @property
     def objective(self) -> Tensor: ...  # noqa: D102
+    @property
+    def bytes(self) -> int: ...  # noqa: D102
+    @property
+    def bytes_of_a_query(self) -> int: ...  # noqa: D102
     def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-    def push(self, points: Tensor, at_relu: AtReLUForward) -> None: ...  # noqa: D102
+    def push(self, points: Tensor, at_relu: AtReLUForward) -> Tensor: ...  # noqa: D102
+    def inner(self, number: int, weight: Tensor) -> "Relaxable": ...  # noqa: D102
+    def offsets(self) -> list[Tensor]: ...  # noqa: D102
     def part(self, places: Tensor, dim: int) -> "Relaxable": ...  # noqa: D102
 
 
@@ -178,17 +207,13 @@ class Multipliers:
 def relax(lower: Tensor, upper: Tensor, sign: Tensor | None = None) -> Lines:
     """The triangle over l <= y <= u, or the one linear piece where a ReLU is stable or split; any broadcast shapes.
 
-    alpha starts as 1 where u > -l, else 0 (Zhang et al. 2018).
+    alpha starts as the adaptive slope.
     """
-    free = (lower < 0) & (upper > 0)
     if sign is not None:
-        free = free & (sign == 0)
-    width = torch.where(free, upper - lower, 1.0)
-    fixed = (lower >= 0) if sign is None else torch.where(sign == 0, lower >= 0, sign > 0)
-    slope = torch.where(free, upper / width, fixed.to(lower.dtype))
-    offset = torch.where(free, -slope * lower, 0.0)
-    alpha = torch.where(free, (upper > -lower).to(lower.dtype), slope)
-    return Lines(alpha, slope, offset, free, sign)
+        # A ReLU that is split is stable, whatever its bounds say.
+        lower, upper = (torch.where(sign == 0, end, sign.to(end.dtype)) for end in (lower, upper))
+    line = triangle(Box(lower, upper))
+    return Lines(line.lower_slope, line.upper_slope, line.upper_offset, (lower < 0) & (upper > 0), sign)
 
 
 def lines_of(problem: Relaxable, splits: Sequence[Tensor] | None = None) -> list[Lines]:
@@ -275,7 +300,12 @@ def backward(
 
     row, constant = problem.pull(at_relu)
     point = torch.where(row > 0, problem.box.lower.unsqueeze(1), problem.box.upper.unsqueeze(1))
-    return Passed(constant + (row * point).sum(2), [coefficients[number] for number in range(len(lines))], point)
+    lower = constant + (row * point).sum(2)
+    every = [
+        coefficients[number] if number in coefficients else torch.zeros_like(multipliers.alpha[number])
+        for number in range(len(lines))
+    ]
+    return Passed(lower, every, point)
 
 
 def gradient(
@@ -294,15 +324,18 @@ def gradient(
     passed
         What that gave.
     """
-    alpha, beta, mu = [], [], []
+    alpha = [torch.zeros_like(a) for a in multipliers.alpha]
+    beta = [torch.zeros_like(a) for a in multipliers.alpha]
+    mu: list[Tensor | None] = [None] * len(alpha)
 
     def at_relu(number: int, y: Tensor) -> Tensor:
         line, own = lines[number], passed.coefficients[number]
         z = torch.where(own > 0, multipliers.alpha[number] * y, line.upper_slope * y + line.upper_offset)
-        alpha.append(own.clamp(min=0) * y * line.free)
-        beta.append(torch.zeros_like(y) if line.sign is None else -line.sign * y)
+        alpha[number] = own.clamp(min=0) * y * line.free
+        if line.sign is not None:
+            beta[number] = -line.sign * y
         cut = None if cuts is None else cuts[number]
-        mu.append(None if cut is None else _left_side(y, z, cut) - cut.limit.unsqueeze(1))
+        mu[number] = None if cut is None else _left_side(y, z, cut) - cut.limit.unsqueeze(1)
         return z
 
     problem.push(passed.point, at_relu)

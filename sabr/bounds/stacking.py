@@ -7,19 +7,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.dual import Cuts, Layer, Problem
+from sabr.bounds.dual import Cuts, Layer, Problem, Relaxable
+from sabr.bounds.unrolled import Unrolled
 
 
-def stack(problems: Sequence[Problem]) -> Problem:
+def stack(problems: Sequence[Relaxable]) -> Relaxable:
     """One problem of all images; what is filled up has rows and columns of zeros.
 
     Parameters
     ----------
     problems
-        Of any numbers of images, with as many layers each.
+        Of any numbers of images, with as many layers each, all condensed or all unrolled, of one network.
     """
     if len(problems) == 1:
         return problems[0]
+    condensed = [p for p in problems if isinstance(p, Problem)]
+    if condensed:
+        return _stack_condensed(condensed)
+    return _stack_unrolled([p for p in problems if isinstance(p, Unrolled)])
+
+
+def _stack_unrolled(problems: Sequence[Unrolled]) -> Unrolled:
+    box = Box(torch.cat([p.box.lower for p in problems]), torch.cat([p.box.upper for p in problems]))
+    layers = []
+    for parts in zip(*(p.layers for p in problems), strict=True):
+        size = max(part.lower.shape[1] for part in parts)
+        filled = [
+            part._replace(
+                lower=_fill(part.lower, size, 1, -1.0),
+                upper=_fill(part.upper, size, 1, 1.0),
+                real=_fill(part.real, size, 1),
+                places=_fill(part.places, size, 1),
+            )
+            for part in parts
+        ]
+        layers.append(type(parts[0])(*(torch.cat(field) for field in zip(*filled, strict=True))))
+    queries = max(p.objective.shape[1] for p in problems)
+    objective, constant = (
+        torch.cat([_fill(values, queries, 1) for values in own])
+        for own in ([p.objective for p in problems], [p.constant for p in problems])
+    )
+    return problems[0]._replace(box=box, layers=layers, objective=objective, constant=constant)
+
+
+def _stack_condensed(problems: Sequence[Problem]) -> Problem:
     box = Box(torch.cat([p.box.lower for p in problems]), torch.cat([p.box.upper for p in problems]))
     sizes = [max(layer.rows.shape[1] for layer in parts) for parts in _layers(problems)]
     layers = []

@@ -1,4 +1,4 @@
-"""Bounds at the unstable ReLUs of a condensed network, improved: by optimised slopes, or under splits."""
+"""Bounds at the unstable ReLUs of a network, improved: by optimised slopes, or under splits."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.dual import Layer, Lines, Multipliers, Problem, backward, lines_of, relax, start_of
+from sabr.bounds.dual import Layer, Lines, Multipliers, Problem, Relaxable, backward, lines_of, relax, start_of
 from sabr.bounds.optimise import optimise
+from sabr.bounds.rows import at_a_time
 
 
 def optimised_layers(
@@ -32,9 +33,8 @@ def optimised_layers(
     for number, layer in enumerate(problem.layers):
         if number and layer.rows.shape[1]:
             before = Problem(problem.box, layers, layer.rows)
-            each = 10 * layer.rows.shape[2] * layer.rows.element_size() * len(layer.rows)
             lows, highs = [], []
-            for rows in torch.split(layer.rows, max(1, memory // (2 * each)), 1):
+            for rows in torch.split(layer.rows, at_a_time(2 * len(layer.rows) * before.bytes_of_a_query, memory), 1):
                 both = before._replace(objective=torch.cat([rows, -rows], 1))
                 lines = lines_of(both)
                 found = optimise(
@@ -52,7 +52,7 @@ def optimised_layers(
 
 
 def split_lines(
-    problem: Problem, splits: Sequence[Tensor], bounds: Sequence[Box], *, allowances: Sequence[Tensor], memory: int
+    problem: Relaxable, splits: Sequence[Tensor], bounds: Sequence[Box], *, allowances: Sequence[Tensor], memory: int
 ) -> tuple[list[Lines], list[Box], Tensor]:
     """Bound the ReLUs of each query anew under its splits, layer by layer, by CROWN with adaptive slopes.
 
@@ -80,9 +80,8 @@ def split_lines(
     tightened: list[Box] = []
     for number, (layer, sign, known) in enumerate(zip(problem.layers, splits, bounds, strict=True)):
         lower, upper = known
-        if number and layer.rows.shape[1]:
-            before = Problem(problem.box, problem.layers[:number], layer.rows)
-            low, high = _each_query(before, lines, queries, memory)
+        if number and layer.lower.shape[1]:
+            low, high = _each_query(problem, number, lines, queries, memory)
             slack = allowances[number].unsqueeze(1)
             lower, upper = torch.maximum(lower, low - slack), torch.minimum(upper, high + slack)
         lower = torch.where(sign > 0, lower.clamp(min=0), lower)
@@ -94,21 +93,30 @@ def split_lines(
     return lines, tightened, infeasible
 
 
-def _each_query(problem: Problem, lines: Sequence[Lines], queries: int, memory: int) -> tuple[Tensor, Tensor]:
-    """Bounds (N, Q, U) of the objective's U rows, each under the lines of each of Q queries."""
-    count, size, width = problem.objective.shape
-    each = max(1, 8 * count * size * width * problem.objective.element_size())
-    lows, highs = [], []
-    for chosen in torch.split(torch.arange(queries), max(1, memory // (2 * each))):
-        both = torch.cat([problem.objective, -problem.objective], 1).repeat(1, len(chosen), 1)
+def _each_query(
+    problem: Relaxable, number: int, lines: Sequence[Lines], queries: int, memory: int
+) -> tuple[Tensor, Tensor]:
+    """Bounds (N, Q, U) of the inputs of one layer's ReLUs, each under the lines of each of Q queries."""
+    count, size = problem.layers[number].lower.shape
+    each = torch.eye(size, dtype=problem.objective.dtype, device=problem.objective.device)
+    found = []
+    for rows in torch.split(torch.cat([each, -each]), at_a_time(count * problem.bytes_of_a_query, memory)):
+        own = at_a_time(count * len(rows) * problem.bytes_of_a_query, memory)
+        turns = []
+        for chosen in torch.split(torch.arange(queries, device=each.device), own):
+            before = problem.inner(number, rows.repeat(len(chosen), 1).expand(count, -1, -1))
+            part = [_of_queries(line, chosen, queries, len(rows)) for line in lines]
+            lower = backward(before, part, Multipliers([line.alpha for line in part])).lower
+            turns.append(lower.view(count, len(chosen), len(rows)))
+        found.append(torch.cat(turns, 1))
+    low, high = torch.cat(found, 2).chunk(2, 2)
+    return low, -high
 
-        def own(values: Tensor, chosen: Tensor = chosen) -> Tensor:
-            return values.expand(-1, queries, -1)[:, chosen].repeat_interleave(2 * size, 1)
 
-        part = [Lines(own(li.alpha), own(li.upper_slope), own(li.upper_offset), own(li.free), None) for li in lines]
-        lower = backward(problem._replace(objective=both), part, Multipliers([line.alpha for line in part])).lower.view(
-            count, len(chosen), 2, size
-        )
-        lows.append(lower[:, :, 0])
-        highs.append(-lower[:, :, 1])
-    return torch.cat(lows, 1), torch.cat(highs, 1)
+def _of_queries(lines: Lines, chosen: Tensor, queries: int, times: int) -> Lines:
+    """Those of some queries, without splits' multipliers, each several times."""
+
+    def own(values: Tensor) -> Tensor:
+        return values.expand(-1, queries, -1)[:, chosen].repeat_interleave(times, 1)
+
+    return Lines(own(lines.alpha), own(lines.upper_slope), own(lines.upper_offset), own(lines.free), None)

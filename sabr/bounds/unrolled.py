@@ -1,6 +1,5 @@
 """A network over boxes as it is, layer by layer, with its unstable ReLUs relaxed: where condensing it would not pay."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,8 @@ from sabr.bounds.boxes import Box
 from sabr.bounds.dual import AtReLUBackward, AtReLUForward
 from sabr.bounds.interval import Centred
 from sabr.bounds.rows import flat, input_shapes, unflat
-from sabr.networks.steps import ReLUStep, Step, SumStep
+from sabr.networks.steps import ConvolutionStep, LinearStep, ReLUStep, Step, SumStep
+from sabr.networks.walks import relu_prefixes
 
 
 class Neurons(NamedTuple):
@@ -39,6 +39,8 @@ class Unrolled(NamedTuple):
         (N, D) ends of the boxes, in the order of `flat`.
     layers
         The unstable ReLUs.
+    relus
+        The numbers of the layers that the steps have, in the order in which they are met.
     objective, constant
         (N, Q, H) and (N, Q): Q functions of each output.
     """
@@ -47,21 +49,51 @@ class Unrolled(NamedTuple):
     shape: tuple[int, ...]
     box: Box
     layers: list[Neurons]
+    relus: list[int]
     objective: Tensor
     constant: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is known of the ReLUs, and of the objective."""
+        tensors = [self.objective, *(t for layer in self.layers for t in layer)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def bytes_of_a_query(self) -> int:
+        """Memory that optimising one query of one image takes, roughly."""
+        unstable = [layer.lower.shape[1] for layer in self.layers]
+        return bytes_of_a_query(self.steps, self.shape, unstable, self.objective)
 
     def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]:
         """As `sabr.bounds.dual.Problem.pull`."""
         count, queries, _ = self.objective.shape
-        numbers = list(range(len(self.layers)))
-        rows, constant = self._back(
-            self.steps, self.shape, self.objective.flatten(0, 1), self.constant, numbers, at_relu
-        )
-        return flat(rows).reshape(count, queries, -1), constant
+        rows = unflat(self.objective.flatten(0, 1), input_shapes(self.steps, self.shape)[-1])
+        rows, constant = self._back(self.steps, self.shape, rows, self.constant, list(self.relus), at_relu)
+        return flat(rows).reshape(count, queries, self.box.lower.shape[1]), constant
 
-    def push(self, points: Tensor, at_relu: AtReLUForward) -> None:
+    def push(self, points: Tensor, at_relu: AtReLUForward) -> Tensor:
         """As `sabr.bounds.dual.Problem.push`."""
-        self._forward(self.steps, unflat(points.flatten(0, 1), self.shape), itertools.count(), at_relu)
+        values = self._forward(self.steps, unflat(points.flatten(0, 1), self.shape), iter(self.relus), at_relu)
+        return (flat(values).view_as(self.objective) * self.objective).sum(2) + self.constant
+
+    def inner(self, number: int, weight: Tensor) -> "Unrolled":
+        """As `sabr.bounds.dual.Problem.inner`."""
+        prefix, layer = relu_prefixes(self.steps)[number], self.layers[number]
+        objective = weight.new_zeros(*weight.shape[:2], layer.active.shape[2])
+        places = layer.places.unsqueeze(1).expand(-1, weight.shape[1], -1)
+        objective.scatter_add_(2, places, weight * layer.real.unsqueeze(1))
+        constant = weight.new_zeros(weight.shape[:2])
+        return self._replace(
+            steps=prefix.steps, layers=self.layers[:number], relus=prefix.relus, objective=objective, constant=constant
+        )
+
+    def offsets(self) -> list[Tensor]:
+        """As `sabr.bounds.dual.Problem.offsets`, where active ReLUs' outputs are 0 as well: each neuron's own bias."""
+        found: dict[int, Tensor] = {}
+        like = self.objective.new_zeros(1, *self.shape)
+        self._biases(self.steps, like, iter(self.relus), found)
+        return [flat(found[n])[0][layer.places] * layer.real for n, layer in enumerate(self.layers)]
 
     def part(self, places: Tensor, dim: int) -> "Unrolled":
         """As `sabr.bounds.dual.Problem.part`."""
@@ -87,7 +119,7 @@ class Unrolled(NamedTuple):
             if isinstance(step, ReLUStep):
                 number = numbers.pop()
                 layer = self.layers[number]
-                values = flat(rows).view(*constant.shape, -1)
+                values = flat(rows).view(*constant.shape, layer.active.shape[2])
                 places = layer.places.unsqueeze(1).expand(-1, values.shape[1], -1)
                 down, more = at_relu(number, values.gather(2, places) * layer.real.unsqueeze(1))
                 constant = constant + more
@@ -105,12 +137,26 @@ class Unrolled(NamedTuple):
                 rows = step.pull(rows, own)
         return rows, constant
 
+    def _biases(
+        self, steps: Sequence[Step], values: Tensor, numbers: Iterator[int], found: dict[int, Tensor]
+    ) -> Tensor:
+        """Inputs of ReLUs (1, ...) where all their outputs are 0."""
+        for step in steps:
+            if isinstance(step, ReLUStep):
+                found[next(numbers)] = values
+                values = torch.zeros_like(values)
+            elif isinstance(step, SumStep):
+                values = torch.stack([self._biases(path, values, numbers, found) for path in step.paths]).sum(0)
+            else:
+                values = step.apply(values)
+        return values
+
     def _forward(self, steps: Sequence[Step], values: Tensor, numbers: Iterator[int], at_relu: AtReLUForward) -> Tensor:
         for step in steps:
             if isinstance(step, ReLUStep):
                 number = next(numbers)
                 layer, shape = self.layers[number], values.shape[1:]
-                inputs = flat(values).view(*self.constant.shape, -1)
+                inputs = flat(values).view(*self.constant.shape, layer.active.shape[2])
                 places = layer.places.unsqueeze(1).expand(-1, inputs.shape[1], -1)
                 outputs = at_relu(number, inputs.gather(2, places)) * layer.real.unsqueeze(1)
                 values = unflat((inputs * layer.active).scatter_add_(2, places, outputs).flatten(0, 1), shape)
@@ -144,7 +190,8 @@ def unroll(
                 (lower >= 0).to(lower.dtype).unsqueeze(1),
             )
         )
-    return Unrolled(steps, tuple(box.lower.shape[1:]), Box(flat(box.lower), flat(box.upper)), layers, weight, constant)
+    ends = Box(flat(box.lower), flat(box.upper))
+    return Unrolled(steps, tuple(box.lower.shape[1:]), ends, layers, list(range(len(layers))), weight, constant)
 
 
 def unroll_each(
@@ -186,3 +233,20 @@ def bytes_of_a_query(steps: Sequence[Step], shape: Sequence[int], unstable: Sequ
     """
     sizes = [torch.Size(own).numel() for own in input_shapes(steps, shape)]
     return like.element_size() * (40 * sum(unstable) + sum(sizes) + 8 * max(sizes))
+
+
+def work_of_a_pass(steps: Sequence[Step], shape: Sequence[int]) -> int:
+    """Multiplications of a pass of one query; where a condensed network has more entries, it is the slower of the two.
+
+    (Measured on a CPU; the two meet somewhere between 0.6 and 1.5 times as many.)
+    """
+    total = 0
+    for step, own, after in zip(steps, input_shapes(steps, shape), input_shapes(steps, shape)[1:], strict=False):
+        match step:
+            case ConvolutionStep():
+                total += step.weight.numel() * after[1] * after[2]
+            case LinearStep():
+                total += step.weight.numel()
+            case SumStep():
+                total += sum(work_of_a_pass(path, own) for path in step.paths)
+    return total

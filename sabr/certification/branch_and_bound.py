@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sabr.bounds.dual import Cuts, Multipliers, Problem, backward
+from sabr.bounds.dual import Cuts, Multipliers, Relaxable, backward
 from sabr.bounds.rounding import multiplier_allowance
 from sabr.certification import leaves
 from sabr.certification.subproblems import (
@@ -69,6 +69,7 @@ def search(tasks: Sequence[Task], settings: Search, *, stop: Callable[[], bool] 
         Asked before each batch; if true, what is open stays unknown.
     """
     runs = [_Run(task) for task in tasks]
+    each = 0.0  # seconds that a subproblem took in the last batch
     while True:
         open_ = [run for run in runs if run.open]
         if stop():
@@ -80,13 +81,14 @@ def search(tasks: Sequence[Task], settings: Search, *, stop: Callable[[], bool] 
             return [run.outcome for run in runs]
         started = time.perf_counter()
         chosen = _together(open_, settings)
-        parts = [run.next(max(1, settings.queries // (2 * len(chosen)))) for run in chosen]
+        parts = [run.next(_parents(run, len(chosen), settings, each)) for run in chosen]
         for run, bounded in zip(chosen, bound_together([run.task for run in chosen], parts, settings), strict=True):
             run.settle(bounded)
         taken = time.perf_counter() - started
         total = sum(len(part.query) for part in parts)
+        each = taken / total
         for run, part in zip(chosen, parts, strict=True):
-            run.charge(taken * len(part.query) / total)
+            run.charge(each * len(part.query))
 
 
 @dataclass
@@ -95,15 +97,15 @@ class _Run:
 
     task: Task
     waiting: list[tuple[float, int, Subproblems, int]] = field(default_factory=list)
-    begun: bool = False
     tied: bool = False
 
     def __post_init__(self) -> None:
-        queries = self.task.problem.objective.shape[1]
+        self.roots = roots(self.task)
+        queries = len(self.roots.query)
         self.outcome = Outcome(torch.full((queries,), -torch.inf))
         self.counter = itertools.count()
         self.dropped = torch.full((queries,), torch.inf)
-        self.exact: tuple[Problem, Tensor] | None = None
+        self.exact: tuple[Relaxable, Tensor] | None = None
 
     @property
     def open(self) -> bool:
@@ -114,9 +116,11 @@ class _Run:
         return len(self.waiting) * sum(self.task.sizes) * 17
 
     def next(self, count: int) -> Subproblems:
-        if not self.begun:
-            self.begun = True
-            return roots(self.task)
+        """Both halves of so many subproblems; before that the whole box, twice as many functions at a time."""
+        if len(self.roots.query):
+            fresh = Subproblems(*(part[: 2 * count] for part in self.roots))
+            self.roots = Subproblems(*(part[2 * count :] for part in self.roots))
+            return fresh
         taken = [heapq.heappop(self.waiting) for _ in range(min(count, len(self.waiting)))]
         parents = Subproblems(*(torch.cat(fields) for fields in zip(*(node for _, _, node, _ in taken), strict=True)))
         return halves(parents, torch.tensor([place for *_, place in taken], device=parents.query.device))
@@ -155,11 +159,12 @@ class _Run:
 
     def _note(self) -> None:
         lower = self.dropped.clone()
+        lower[self.roots.query.cpu()] = -torch.inf
         for bound, _, node, _ in self.waiting:
             query = int(node.query)
             lower[query] = min(float(lower[query]), bound)
         self.outcome.lower = lower
-        if not self.waiting:
+        if not self.waiting and not len(self.roots.query):
             self.outcome.proved = not self.tied
             self.outcome.reason = "a tie: a margin is 0 up to rounding" if self.tied else ""
 
@@ -177,7 +182,7 @@ class _Run:
             for cut, values in zip(cuts or [], _by_layer(own.mu, task.cut_sizes), strict=False):
                 mu.append(None if cut is None else values)
             multipliers = Multipliers(alpha, beta, None if cuts is None else mu)
-            asked = problem._replace(objective=problem.objective[:, own.query])
+            asked = problem.part(own.query, 1)
             slack = multiplier_allowance(multipliers, cuts, self._exact_allowances())
             lower = backward(asked, lines, multipliers, cuts).lower - slack
             result[chosen] = lower[0] > threshold[own.query]
@@ -188,7 +193,7 @@ class _Run:
         problem, threshold = self._exactly()
         query = int(own.query)
         decided = torch.where(own.sign != 0, own.sign, torch.where(own.lower >= 0, 1, -1).to(torch.int8))
-        asked = problem._replace(objective=problem.objective[:, own.query])
+        asked = problem.part(own.query, 1)
         splits = [s.unsqueeze(0) for s in torch.split(decided, self.task.sizes, 1)]
         leaf = leaves.solve(asked, splits, self._exact_allowances())
         if leaf.lower > float(threshold[query]):
@@ -199,7 +204,7 @@ class _Run:
             self.dropped[query] = min(float(self.dropped[query]), float(own.bound))
             self.tied = True
 
-    def _exactly(self) -> tuple[Problem, Tensor]:
+    def _exactly(self) -> tuple[Relaxable, Tensor]:
         if self.exact is None:
             self.exact = self.task.exactly()
         return self.exact
@@ -228,12 +233,25 @@ def _keep_to_memory(runs: Sequence[_Run], memory: int) -> None:
 
 
 def _together(runs: Sequence[_Run], settings: Search) -> list[_Run]:
-    """The first images that fit in one batch, in memory and in number: each brings at least one subproblem's halves."""
+    """The first images that fit in one batch, in memory and in number: each brings at least one subproblem's halves.
+
+    Condensed networks are never in one batch with others.
+    """
     chosen: list[_Run] = []
-    rows = width = 0
-    for run in runs[: max(1, settings.queries // 2)]:
-        rows, width = max(rows, sum(run.task.sizes)), max(width, run.task.problem.objective.shape[2])
-        if chosen and (len(chosen) + 1) * rows * width * 4 > settings.memory:
+    largest = 0
+    for run in runs:
+        problem = run.task.problem
+        if type(problem) is not type(runs[0].task.problem):
+            continue
+        largest = max(largest, problem.bytes + 2 * problem.bytes_of_a_query)
+        if chosen and (len(chosen) + 1 > settings.queries // 2 or (len(chosen) + 1) * largest > settings.memory):
             break
         chosen.append(run)
     return chosen
+
+
+def _parents(run: _Run, images: int, settings: Search, each: float) -> int:
+    """How many subproblems of one of so many images to split in a batch: within memory, and within its time."""
+    in_memory = settings.memory // (2 * images * run.task.problem.bytes_of_a_query)
+    in_time = (run.task.seconds - run.outcome.seconds) / (2 * each) if each else settings.queries
+    return int(max(1, min(settings.queries // (2 * images), in_memory, in_time)))

@@ -6,21 +6,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Problem, backward
+from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Relaxable, backward
 
 Rule = Literal["babsr", "filtered", "active-constraints"]
 
 
-def babsr(problem: Problem, lines: Sequence[Lines], passed: Passed) -> list[Tensor]:
+def babsr(problem: Relaxable, lines: Sequence[Lines], passed: Passed) -> list[Tensor]:
     """How much a split of each ReLU may help, for each layer (N, Q, U); -inf where there is nothing to split.
 
     The estimate of Bunel et al. (2020, section 5): the triangle's offset that goes away, and what the constant in the
     ReLU's input then contributes.
     """
-    size = problem.box.lower.shape[1]
     scores = []
-    for layer, line, own in zip(problem.layers, lines, passed.coefficients, strict=True):
-        constant = layer.rows[..., size].unsqueeze(1)
+    offsets = problem.offsets()
+    for layer, offset, line, own in zip(problem.layers, offsets, lines, passed.coefficients, strict=True):
+        constant = offset.unsqueeze(1)
         kept = constant * own * line.upper_slope
         gone = constant * own * (line.upper_slope - 1)
         score = (torch.maximum(kept, gone) + own.clamp(max=0) * line.upper_offset).abs()
@@ -29,7 +29,7 @@ def babsr(problem: Problem, lines: Sequence[Lines], passed: Passed) -> list[Tens
 
 
 def active_constraints(
-    problem: Problem,
+    problem: Relaxable,
     lines: Sequence[Lines],
     passed: Passed,
     multipliers: Multipliers,
@@ -53,7 +53,7 @@ def active_constraints(
 
 
 def filtered(
-    problem: Problem,
+    problem: Relaxable,
     lines: Sequence[Lines],
     multipliers: Multipliers,
     scores: Sequence[Tensor],
@@ -118,7 +118,7 @@ def filtered(
         relaxed.append(Lines(values, slope, offset, line.free, sign))
     beta = None if multipliers.beta is None else [repeated(b) for b in multipliers.beta]
     mu = None if multipliers.mu is None else [None if m is None else repeated(m) for m in multipliers.mu]
-    each = problem._replace(objective=problem.objective.repeat_interleave(halves, 1))
+    each = problem.part(torch.arange(queries, device=flat.device).repeat_interleave(halves), 1)
     lower = backward(each, relaxed, Multipliers(alpha, beta, mu), cuts).lower.view(count, queries, tried, 2)
     gain = torch.minimum(lower, target.view(count, queries, 1, 1))
     # The worse half counts; the better one decides between equals.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sabr.attacks.search import confirm, rows_within, search
 from sabr.bounds.boxes import Box, outwards
-from sabr.bounds.condensed import TooLarge
 from sabr.bounds.cuts import Grouping
 from sabr.bounds.interval import margin_rows
 from sabr.bounds.rows import unflat
@@ -280,12 +279,8 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
         while waiting and len(tasks) < _TOGETHER and sum(t.problem.bytes for t in tasks.values()) < memory // 4:
             place = waiting.pop(0)
             started = time.perf_counter()
-            task = _task(shard, engine, place, preparation)
+            tasks[place] = _task(shard, engine, place, preparation)
             shard.seconds[place] += time.perf_counter() - started
-            if task is None:
-                shard.close(place, "complete", reason="too many unstable ReLUs for memory_mb")
-            else:
-                tasks[place] = task
         outcomes = branch_and_bound(list(tasks.values()), settings, stop=shard.stop)
         for place, outcome in zip(tasks, outcomes, strict=True):
             shard.seconds[place] += outcome.seconds
@@ -298,8 +293,8 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
             shard.close(place, "complete", point, outcome.reason, outcome.subproblems)
 
 
-def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparation) -> Task | None:
-    """One image's open margins as a task; None where its condensed network does not fit into memory."""
+def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparation) -> Task:
+    """One image's open margins as a task."""
     own = slice(place, place + 1)
     box = Box(shard.region.lower[own], shard.region.upper[own])
     relu_inputs = engine.relu_inputs(box, shard.labels[own], [place])
@@ -312,19 +307,16 @@ def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparati
         shaped = unflat(point.unsqueeze(0), shard.region.lower.shape[1:])
         return bool(shard.confirmed(torch.tensor([place], device=shard.labels.device), shaped)[0])
 
-    try:
-        return prepare(
-            shard.doubled[:-1],
-            box,
-            weight[:, open_],
-            constant[:, open_],
-            relu_inputs,
-            preparation,
-            refutes=refutes,
-            seconds=shard.spec.complete.seconds,
-        )
-    except TooLarge:
-        return None
+    return prepare(
+        shard.doubled[:-1],
+        box,
+        weight[:, open_],
+        constant[:, open_],
+        relu_inputs,
+        preparation,
+        refutes=refutes,
+        seconds=shard.spec.complete.seconds,
+    )
 
 
 def control(

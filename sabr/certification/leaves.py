@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from sabr.bounds.dual import Lines, Multipliers, Problem, backward, lines_of, start_of
+from sabr.bounds.dual import Lines, Multipliers, Relaxable, backward, lines_of, start_of
 from sabr.bounds.rounding import multiplier_allowance
 
 # Prices of leaving a split's half-space, in units of the objective's largest coefficient, tried one after another.
@@ -22,7 +22,7 @@ class Leaf(NamedTuple):
     point: Tensor
 
 
-def solve(problem: Problem, splits: Sequence[Tensor], allowances: Sequence[Tensor]) -> Leaf:
+def solve(problem: Relaxable, splits: Sequence[Tensor], allowances: Sequence[Tensor]) -> Leaf:
     """Minimise one objective where the sign of every unstable ReLU's input is given (HiGHS).
 
     What the solver says is not taken on trust: its multipliers go through `sabr.bounds.dual.backward`, whose bound is
@@ -38,15 +38,20 @@ def solve(problem: Problem, splits: Sequence[Tensor], allowances: Sequence[Tenso
         For each layer (1, U): what rounding in float64 may be off by.
     """
     size = problem.box.lower.shape[1]
-    # Each ReLU's input as a function of the network's input alone: columns (D + 1).
-    known = torch.eye(size + 1, dtype=problem.objective.dtype)
+    passing = [(sign > 0).to(problem.objective.dtype) for sign in splits]
+
+    def decided(number: int, own: Tensor) -> tuple[Tensor, Tensor]:
+        return own * passing[number], own.new_zeros(own.shape[:2])
+
+    # Each ReLU's input, and the objective, as functions of the network's input alone: columns (D + 1).
     inputs = []
-    for layer, sign in zip(problem.layers, splits, strict=True):
-        own = layer.rows[0] @ known
-        inputs.append(own)
-        known = torch.cat([known, torch.where(sign[0, 0].unsqueeze(1) > 0, own, 0.0)])
-    objective = (problem.objective[0, 0] @ known).numpy()
-    signs = torch.cat([s[0, 0] for s in splits]).to(known.dtype).unsqueeze(1)
+    for number, sign in enumerate(splits):
+        each = torch.eye(sign.shape[2], dtype=problem.objective.dtype).unsqueeze(0)
+        weight, constant = problem.inner(number, each).pull(decided)
+        inputs.append(torch.cat([weight[0], constant[0].unsqueeze(1)], 1))
+    weight, constant = problem.pull(decided)
+    objective = torch.cat([weight[0, 0], constant[0]]).numpy()
+    signs = torch.cat([s[0, 0] for s in splits]).to(problem.objective.dtype).unsqueeze(1)
     rows = (signs * torch.cat(inputs)).numpy() if inputs else np.zeros((0, size + 1))
     box = list(zip(problem.box.lower[0].tolist(), problem.box.upper[0].tolist(), strict=True))
     unit = max(float(np.abs(objective).max(initial=0.0)), 1e-12) / max(float(np.abs(rows).max(initial=0.0)), 1e-12)
@@ -73,7 +78,7 @@ def solve(problem: Problem, splits: Sequence[Tensor], allowances: Sequence[Tenso
     return best
 
 
-def _multipliers(problem: Problem, lines: Sequence[Lines], flat: np.ndarray) -> Multipliers:
+def _multipliers(problem: Relaxable, lines: Sequence[Lines], flat: np.ndarray) -> Multipliers:
     sizes = [layer.lower.shape[1] for layer in problem.layers]
     parts = torch.split(torch.tensor(flat, dtype=problem.objective.dtype).clamp(min=0), sizes)
     return Multipliers(start_of(problem, lines).alpha, [part.view(1, 1, -1) for part in parts])

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.condensed import condense
+from sabr.bounds.condensed import TooLarge, condense, entries
 from sabr.bounds.cuts import Grouping, cuts_for
-from sabr.bounds.dual import Layer, Problem
+from sabr.bounds.dual import Layer, Problem, Relaxable
 from sabr.bounds.rounding import Allowances, allowances
 from sabr.bounds.rows import flat, unflat
 from sabr.bounds.tighten import optimised_layers
+from sabr.bounds.unrolled import unroll, work_of_a_pass
 from sabr.certification.subproblems import Task
 from sabr.networks.steps import Step, cast
 
@@ -65,28 +66,51 @@ def prepare(
     refutes, seconds
         As in `Task`.
 
-    Raises
-    ------
-    TooLarge
-        When the condensed network does not fit into memory.
+    Notes
+    -----
+    Where a condensed network would not fit into memory, or be slower than the network itself, that is used as it is,
+    and its ReLUs keep their bounds: optimising them would take longer than most searches.
     """
     single, rows = cast(steps, torch.float32), (weight.float(), constant.float())
     allowed = allowances(single, box, relu_inputs, *rows)
-    problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
-    if settings.iterations and relu_inputs:
-        relu_inputs = _optimised(problem, relu_inputs, allowed, settings)
-        problem = condense(single, box, *rows, relu_inputs, memory=settings.memory)
-    own = _own(allowed, problem) or [problem.objective.new_zeros(1, 0)]
+    condensed = _condensed(single, box, *rows, relu_inputs, memory=settings.memory)
+    if condensed is not None and settings.iterations and relu_inputs:
+        relu_inputs = _optimised(condensed, relu_inputs, allowed, settings)
+        condensed = condense(single, box, *rows, relu_inputs, memory=settings.memory)
+    problem: Relaxable = unroll(single, box, *rows, relu_inputs) if condensed is None else _with_a_layer(condensed)
+    own = _own(allowed, problem) if relu_inputs else [problem.objective.new_zeros(1, 0)]
 
-    def exactly() -> tuple[Problem, Tensor]:
+    def exactly() -> tuple[Relaxable, Tensor]:
         ends = Box(box.lower.double(), box.upper.double())
         bounds = [Box(b.lower.double(), b.upper.double()) for b in relu_inputs]
         threshold = allowances(steps, ends, bounds, weight, constant).objective[0]
-        return _with_a_layer(condense(steps, ends, weight, constant, bounds, memory=2 * settings.memory)), threshold
+        if condensed is None:
+            return unroll(steps, ends, weight, constant, bounds), threshold
+        exact = condense(steps, ends, weight, constant, bounds, memory=2 * settings.memory)
+        return _with_a_layer(exact), threshold
 
-    problem = _with_a_layer(problem)
-    cuts = None if settings.grouping is None else cuts_for(problem, settings.grouping, allowances=own)
+    cuts = None
+    if settings.grouping is not None:
+        cuts = cuts_for(problem, settings.grouping, allowances=own, memory=settings.memory)
     return Task(problem, own, allowed.objective[0], exactly, refutes, cuts, seconds)
+
+
+def _condensed(
+    steps: Sequence[Step],
+    box: Box,
+    weight: Tensor,
+    constant: Tensor,
+    relu_inputs: Sequence[Box],
+    *,
+    memory: int,
+) -> Problem | None:
+    """The condensed network where it fits and passes through it are cheaper than through the network itself."""
+    if entries(box.lower.numel(), relu_inputs) > work_of_a_pass(steps, box.lower.shape[1:]):
+        return None
+    try:
+        return condense(steps, box, weight, constant, relu_inputs, memory=memory)
+    except TooLarge:
+        return None
 
 
 def _with_a_layer(problem: Problem) -> Problem:
@@ -98,7 +122,7 @@ def _with_a_layer(problem: Problem) -> Problem:
     return problem._replace(layers=[Layer(rows, nothing, nothing, nothing.bool(), nothing.long())])
 
 
-def _own(allowed: Allowances, problem: Problem) -> list[Tensor]:
+def _own(allowed: Allowances, problem: Relaxable) -> list[Tensor]:
     """Allowances of the unstable ReLUs, for each layer (1, U)."""
     return [flat(a).gather(1, layer.places) for a, layer in zip(allowed.relu_inputs, problem.layers, strict=True)]
 

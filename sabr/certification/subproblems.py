@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sabr.bounds.boxes import Box
-from sabr.bounds.dual import Cuts, Lines, Multipliers, Problem, lines_of, relax, start_of
+from sabr.bounds.dual import Cuts, Lines, Multipliers, Relaxable, lines_of, relax, start_of
 from sabr.bounds.optimise import Optimised, optimise
 from sabr.bounds.rounding import multiplier_allowance
 from sabr.bounds.stacking import stack, stack_cuts, stack_queries
@@ -64,10 +64,10 @@ class Task:
         Time limit.
     """
 
-    problem: Problem
+    problem: Relaxable
     allowances: list[Tensor]
     threshold: Tensor
-    exactly: Callable[[], tuple[Problem, Tensor]]
+    exactly: Callable[[], tuple[Relaxable, Tensor]]
     refutes: Callable[[Tensor], bool]
     cuts: list[Cuts | None] | None
     seconds: float
@@ -181,12 +181,7 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
         How.
     """
     sizes = [task.sizes for task in tasks]
-    problem = stack(
-        [
-            task.problem._replace(objective=task.problem.objective[:, part.query])
-            for task, part in zip(tasks, parts, strict=True)
-        ]
-    )
+    problem = stack([task.problem.part(part.query, 1) for task, part in zip(tasks, parts, strict=True)])
 
     def layered(values: Sequence[Tensor]) -> list[Tensor]:
         """Each image's (S, U) as (N, S, U) for each layer."""
@@ -257,12 +252,9 @@ def bound_together(tasks: Sequence[Task], parts: Sequence[Subproblems], settings
     return results
 
 
-def evaluate(problem: Problem, points: Tensor) -> Tensor:
+def evaluate(problem: Relaxable, points: Tensor) -> Tensor:
     """The objective itself (N, Q) at points (N, Q, D) of the boxes."""
-    values = torch.cat([points, torch.ones_like(points[..., :1])], 2)
-    for layer in problem.layers:
-        values = torch.cat([values, torch.bmm(values, layer.rows.transpose(1, 2)).clamp(min=0)], 2)
-    return (values * problem.objective).sum(2)
+    return problem.push(points, lambda number, y: y.clamp(min=0))
 
 
 def stack_vectors(vectors: Sequence[Tensor], value: float) -> Tensor:
@@ -279,7 +271,7 @@ def _own_cuts(
     return torch.cat(parts, 1) if parts else like
 
 
-def _filled_allowances(tasks: Sequence[Task], problem: Problem) -> list[list[Tensor]]:
+def _filled_allowances(tasks: Sequence[Task], problem: Relaxable) -> list[list[Tensor]]:
     sizes = [layer.lower.shape[1] for layer in problem.layers]
     return [
         [F.pad(a, [0, size - a.shape[1]]) for a, size in zip(task.allowances, sizes, strict=True)] for task in tasks
@@ -287,7 +279,7 @@ def _filled_allowances(tasks: Sequence[Task], problem: Problem) -> list[list[Ten
 
 
 def _places(
-    problem: Problem,
+    problem: Relaxable,
     lines: Sequence[Lines],
     found: Optimised,
     cuts: Sequence[Cuts | None] | None,
@@ -311,7 +303,7 @@ def _places(
     return torch.where(flat.amax(2).isneginf(), -1, place)
 
 
-def _own_places(place: Tensor, problem: Problem, sizes: Sequence[int]) -> Tensor:
+def _own_places(place: Tensor, problem: Relaxable, sizes: Sequence[int]) -> Tensor:
     """Places in the stacked layers as places in one image's own."""
     result, start, own = place.clone(), 0, 0
     for layer, size in zip(problem.layers, sizes, strict=True):
@@ -322,7 +314,7 @@ def _own_places(place: Tensor, problem: Problem, sizes: Sequence[int]) -> Tensor
     return result
 
 
-def lines_for(problem: Problem, part: Subproblems, sizes: Sequence[int]) -> list[Lines]:
+def lines_for(problem: Relaxable, part: Subproblems, sizes: Sequence[int]) -> list[Lines]:
     """How one image's subproblems relax its ReLUs, in the problem's precision."""
     dtype = problem.objective.dtype
     if not sizes:

@@ -182,7 +182,9 @@ def test_no_multipliers_lift_a_bound_above_a_point_that_fulfils_the_splits(seed)
     problem = problem_of(seed, ("convolutional", "residual", "fully connected")[seed % 3])
     generator = torch.Generator().manual_seed(seed)
     queries, size = problem.objective.shape[1], problem.box.lower.shape[1]
-    cuts = cuts_for(problem, Grouping(2, 20, 5, 8), allowances=[torch.zeros_like(x.lower) for x in problem.layers])
+    cuts = cuts_for(
+        problem, Grouping(2, 20, 5, 8), allowances=[torch.zeros_like(x.lower) for x in problem.layers], memory=MEMORY
+    )
     for _ in range(8):
         unit = torch.rand(1, queries, size, generator=generator, dtype=torch.float64).round(decimals=1)
         points = problem.box.lower.unsqueeze(1) + unit * (problem.box.upper - problem.box.lower).unsqueeze(1)

@@ -10,8 +10,9 @@ from sabr.bounds.crown import backward_bound
 from sabr.bounds.dual import Multipliers, backward, bound, gradient, lines_of, projected, start_of
 from sabr.bounds.interval import margin_rows, propagate
 from sabr.bounds.rows import flat, unflat
-from sabr.bounds.unrolled import bytes_of_a_query, unroll
-from sabr.networks.steps import ConvolutionStep, cast, forward
+from sabr.bounds.stacking import stack
+from sabr.bounds.unrolled import bytes_of_a_query, unroll, work_of_a_pass
+from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, SumStep, cast, forward
 
 MEMORY = 2**26
 
@@ -88,6 +89,65 @@ def test_parts_are_themselves():
     torch.testing.assert_close(bound(whole.part(torch.tensor([1]), 0)), every[1:])
     torch.testing.assert_close(bound(whole.part(torch.tensor([queries - 1, 0]), 1)), every[:, [queries - 1, 0]])
     torch.testing.assert_close(bound(whole.part(torch.tensor([1, 0, 1]), 0)), every[[1, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inner_values_are_those_of_the_condensed_one(kind):
+    generator, compared = torch.Generator().manual_seed(0), 0
+    for seed in range(6):
+        steps, box, rows, inner = posed(seed, kind)
+        whole = unroll(steps[:-1], box, *rows, inner)
+        condensed = condense(steps[:-1], box, *rows, inner, memory=MEMORY)
+        for number, layer in enumerate(whole.layers):
+            shape = (2, 5, layer.lower.shape[1])
+            weight = torch.randn(shape, dtype=torch.float64, generator=generator) * layer.real.unsqueeze(1)
+            lines = lines_of(condensed)[:number]
+            own, other = whole.inner(number, weight), condensed.inner(number, weight)
+            torch.testing.assert_close(bound(own, lines), bound(other, lines), rtol=1e-9, atol=1e-9)
+            compared += int(layer.real.any())
+    assert compared > 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_have_the_networks_values(kind):
+    steps, box, (weight, constant), inner = posed(2, kind)
+    whole = unroll(steps[:-1], box, weight, constant, inner)
+    unit = torch.rand(2, constant.shape[1], whole.box.lower.shape[1], dtype=torch.float64)
+    points = whole.box.lower.unsqueeze(1) + unit * (whole.box.upper - whole.box.lower).unsqueeze(1)
+    found = whole.push(points, lambda number, y: y.clamp(min=0))
+    hidden = forward(steps[:-1], unflat(points.flatten(0, 1), box.lower.shape[1:])).view(*constant.shape, -1)
+    torch.testing.assert_close(found, (hidden * weight).sum(2) + constant)
+
+
+def test_offsets_are_the_neurons_own_biases():
+    steps, box, rows, inner = posed(0, "fully connected")
+    whole = unroll(steps[:-1], box, *rows, inner)
+    biases = [step.bias for step in steps[:-1] if isinstance(step, LinearStep)]
+    assert len(biases) == len(whole.layers) and any(layer.real.any() for layer in whole.layers)
+    for offset, bias, layer in zip(whole.offsets(), biases, whole.layers, strict=True):
+        torch.testing.assert_close(offset[layer.real], bias[layer.places][layer.real])
+
+
+def test_stacked_ones_are_themselves():
+    steps, box, rows, inner = posed(1, "residual")
+    each = [
+        unroll(steps[:-1], *(Box(b.lower[n:][:1], b.upper[n:][:1]) for b in (box,)), *(r[n:][:1] for r in rows), own)
+        for n in (0, 1)
+        for own in [[Box(b.lower[n:][:1], b.upper[n:][:1]) for b in inner]]
+    ]
+    fewer = each[1].part(torch.tensor([0]), 1)
+    assert len({tuple(layer.lower.shape[1] for layer in one.layers) for one in each}) == 2
+    together = bound(stack([each[0], fewer]))
+    torch.testing.assert_close(together[:1], bound(each[0]))
+    torch.testing.assert_close(together[1:, :1], bound(fewer))
+
+
+def test_a_pass_costs_its_weights_at_every_place():
+    convolution = ConvolutionStep(torch.ones(2, 1, 3, 3), torch.zeros(2), (1, 2), (1, 0))
+    assert work_of_a_pass([convolution], (1, 5, 5)) == 18 * 5 * 2
+    both = SumStep(((convolution,), (convolution,)))
+    linear = LinearStep(torch.ones(3, 20), torch.zeros(3))
+    assert work_of_a_pass([both, FlattenStep(), linear], (1, 5, 5)) == 2 * 18 * 5 * 2 + 60
 
 
 def test_maps_of_one_channel_do_not_look_channels_last():

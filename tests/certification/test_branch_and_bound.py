@@ -132,6 +132,24 @@ def test_stopped_from_outside(batches):
         assert torch.isfinite(outcome.lower).all() == (batches > 0)
 
 
+def test_functions_that_do_not_fit_together_are_bounded_by_turns(monkeypatch):
+    last = LinearStep(tensor([[1.0], [0.0], [0.0], [0.0], [0.0]]), tensor([0.25, 0.0, 0.0, 0.0, 0.0]))
+    task = plain_task([*chain(0.25)[:-1], last], CHAIN_BOX)
+    sizes, original = [], branch_and_bound.bound_together
+
+    def counted(tasks, parts, settings):
+        sizes.append([len(part.query) for part in parts])
+        return original(tasks, parts, settings)
+
+    monkeypatch.setattr(branch_and_bound, "bound_together", counted)
+    [outcome] = search([task], replace(SETTINGS, memory=1))
+    assert outcome.proved and (outcome.lower > 0).all() and sizes[:2] == [[2], [2]]
+    # What was bounded says nothing of the others.
+    asked = itertools.count()
+    [outcome] = search([task], replace(SETTINGS, queries=2), stop=lambda: next(asked) >= 1)
+    assert not outcome.proved and torch.isinf(outcome.lower).tolist() == [False, False, True, True]
+
+
 def test_nothing_to_do():
     assert search([], SETTINGS) == []
 
