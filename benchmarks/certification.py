@@ -17,6 +17,7 @@ import argparse
 import resource
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from sabr.bounds.interval import margin_rows, propagate
 from sabr.bounds.optimise import optimise
 from sabr.bounds.rows import at_a_time
 from sabr.bounds.unrolled import bytes_of_a_query, unroll_each
-from sabr.certification.cascade import StageRecord, certify
+from sabr.certification.cascade import StageRecord, account, certify
 from sabr.certification.engines import NativeEngine
 from sabr.certification.verdicts import Verdict
 from sabr.config import resolve
@@ -227,7 +228,8 @@ def run(
     """Seconds, what each stage did, and the verdicts."""
     verdicts: dict[int, Verdict] = {}
     started = time.perf_counter()
-    records = certify(
+    seconds: dict[str, float] = defaultdict(float)
+    certify(
         steps,
         ball(images.double(), spec.eps),
         labels,
@@ -235,8 +237,9 @@ def run(
         spec,
         record=verdicts.__setitem__,
         report=lambda line: None,
+        spend=lambda stage, taken: seconds.__setitem__(stage, seconds[stage] + taken),
     )
-    return time.perf_counter() - started, records, verdicts
+    return time.perf_counter() - started, account(spec.stages, verdicts.values(), seconds), verdicts
 
 
 def memory(name: str, megabytes: int) -> None:

@@ -1,7 +1,7 @@
 """A shard of images through the stages: bounds from cheap to tight, a strong attack, the complete verifier."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,8 +52,8 @@ class Shard:
         Each image's place in the test set.
     spec
         How to certify.
-    record
-        Called with an image's number and its verdict as it falls.
+    record, spend
+        Called with an image's number and its verdict as it falls, and with a stage and the seconds of a batch.
     best, proved
         (N, K-1) the best lower bound of each margin, and whether it is proved to be positive.
     open, certified, refuted
@@ -68,6 +68,7 @@ class Shard:
     numbers: list[int]
     spec: Cascade
     record: Callable[[int, Verdict], None]
+    spend: Callable[[Stage, float], None]
     stop: Callable[[], bool]
     best: Tensor = field(init=False)
     proved: Tensor = field(init=False)
@@ -139,7 +140,8 @@ def certify(
     *,
     record: Callable[[int, Verdict], None],
     report: Callable[[str], None],
-) -> dict[str, StageRecord]:
+    spend: Callable[[Stage, float], None] = lambda stage, seconds: None,
+) -> None:
     """Take images that are classified correctly and resist the quick attack through the stages.
 
     Each stage takes only what is still open, and of that only the margins that are; a verdict is recorded as it falls.
@@ -158,11 +160,8 @@ def certify(
         Called with an image's number and verdict, once for each image.
     report
         Called with a line of text after each stage.
-
-    Returns
-    -------
-    dict
-        What each stage did, in order.
+    spend
+        Called with a stage and the seconds that it took for a batch.
 
     Raises
     ------
@@ -171,34 +170,51 @@ def certify(
     """
     _refuse_bad_input(steps, regions, labels)
     deadline = float("inf") if spec.shard_minutes is None else time.monotonic() + 60 * spec.shard_minutes
-    shard = Shard(list(steps), regions, labels, list(numbers), spec, record, lambda: time.monotonic() > deadline)
+    shard = Shard(list(steps), regions, labels, list(numbers), spec, record, spend, lambda: time.monotonic() > deadline)
     memory = spec.memory_mb * 10**6
     native = NativeEngine(shard.doubled, iterations=spec.alpha.iterations, rate=spec.alpha.learning_rate, memory=memory)
     engine: Engine = native
     if spec.engine == "auto_lirpa":
         engine = AutoLirpaEngine(shard.doubled, iterations=spec.alpha.iterations, shape=regions.lower.shape[1:])
-    records: dict[str, StageRecord] = {}
     for stage in spec.stages:
-        own = records[stage] = StageRecord(entered=int(shard.open.sum()))
-        started = time.perf_counter()
-        before = shard.count()
-        if own.entered and not shard.stop():
+        entered, before, started = int(shard.open.sum()), shard.count(), time.perf_counter()
+        if entered and not shard.stop():
             if stage == "attack":
                 _attack(shard)
             elif stage == "complete":
                 _complete(shard, native)
             else:
                 _bound(shard, stage, engine)
-        own.seconds = time.perf_counter() - started
-        own.certified, own.refuted, own.unknown = (now - then for now, then in zip(shard.count(), before, strict=True))
+        certified, refuted, unknown = (now - then for now, then in zip(shard.count(), before, strict=True))
         native.forget(set(torch.nonzero(~shard.open).flatten().tolist()))
         report(
-            f"{stage}: of {own.entered} open {own.certified} certified, {own.refuted} refuted, {own.unknown} given up, "
-            f"{own.seconds:.1f} s"
+            f"{stage}: of {entered} open {certified} certified, {refuted} refuted, {unknown} given up, "
+            f"{time.perf_counter() - started:.1f} s"
         )
     late = "the shard's time is over" if shard.stop() else "no stage proved or refuted it"
     for place in shard.waiting():
         shard.close(place, spec.stages[-1], reason=late)
+
+
+def account(stages: Sequence[Stage], found: Iterable[Verdict], seconds: Mapping[str, float]) -> dict[str, StageRecord]:
+    """What each stage did, by the verdicts on all images that entered the first; what none decided the last gave up.
+
+    Parameters
+    ----------
+    stages
+        In order.
+    found
+        The verdicts.
+    seconds
+        Of each stage, all batches and, of a job that was killed, all runs together.
+    """
+    left, records = list(found), {}
+    for stage in stages:
+        entered = len(left)
+        certified, refuted = (sum(getattr(v, by) == stage for v in left) for by in ("certified_by", "refuted_by"))
+        left = [v for v in left if stage not in (v.certified_by, v.refuted_by)]
+        unknown = len(left) if stage == stages[-1] else 0
+        records[stage] = StageRecord(entered, certified, refuted, unknown, seconds.get(stage, 0.0))
     return records
 
 
@@ -229,7 +245,9 @@ def _bound(shard: Shard, stage: BoundStage, engine: Engine) -> None:
         found = engine.margins(stage, shard.part(places), shard.labels[places], chosen, ~shard.proved[places])
         shard.best[places] = torch.maximum(shard.best[places], found.lower)
         shard.proved[places] |= found.proved
-        shard.seconds[chosen] += (time.perf_counter() - started) / len(chosen)
+        taken = time.perf_counter() - started
+        shard.spend(stage, taken)
+        shard.seconds[chosen] += taken / len(chosen)
         for place in places[shard.proved[places].all(1)].tolist():
             shard.close(place, stage)
 
@@ -239,7 +257,9 @@ def _attack(shard: Shard) -> None:
     started = time.perf_counter()
     places = torch.tensor(waiting, device=shard.labels.device)
     refuted, points = _strongest(shard, places, "strong attack", ~shard.proved[places])
-    shard.seconds[waiting] += (time.perf_counter() - started) / len(waiting)
+    taken = time.perf_counter() - started
+    shard.spend("attack", taken)
+    shard.seconds[waiting] += taken / len(waiting)
     for place, point in zip(places[refuted].tolist(), points[refuted], strict=True):
         shard.close(place, "attack", point=point)
 
@@ -275,7 +295,7 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
     )
     waiting = shard.waiting()
     while waiting and not shard.stop():
-        tasks: dict[int, Task] = {}
+        begun, tasks = time.perf_counter(), dict[int, Task]()
         while waiting and len(tasks) < _TOGETHER and sum(t.problem.bytes for t in tasks.values()) < memory // 4:
             place = waiting.pop(0)
             started = time.perf_counter()
@@ -291,6 +311,7 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
                 None if outcome.point is None else unflat(outcome.point.unsqueeze(0), shard.region.lower.shape[1:])[0]
             )
             shard.close(place, "complete", point, outcome.reason, outcome.subproblems)
+        shard.spend("complete", time.perf_counter() - begun)
 
 
 def _task(shard: Shard, engine: NativeEngine, place: int, preparation: Preparation) -> Task:
@@ -341,7 +362,7 @@ def control(
         When an image is refuted: a bound is unsound.
     """
     numbers = list(verdicts)
-    shard = Shard(list(steps), regions, labels, numbers, spec, lambda number, verdict: None, lambda: False)
+    shard = Shard(list(steps), regions, labels, numbers, spec, lambda *verdict: None, lambda *time: None, lambda: False)
     started = time.perf_counter()
     places = torch.arange(len(labels), device=labels.device)
     if len(places):

@@ -108,15 +108,17 @@ def run_certification(
         left = [place for place in open_ if first + place not in journal.known]
         if len(left) < len(open_):
             _say(f"going on with {len(open_) - len(left)} verdicts of an earlier run")
-        stages = cascade.certify(
+        cascade.certify(
             steps,
             ball(images[left].double(), spec.eps),
             labels[left],
             [first + place for place in left],
             spec,
             record=journal.add,
+            spend=journal.spend,
             report=_say,
         )
+        stages = cascade.account(spec.stages, journal.known.values(), journal.seconds)
         certified = {number: verdict for number, verdict in sorted(journal.known.items()) if verdict.certified_by}
         places = [number - first for number in certified]
         stages["control"] = cascade.control(

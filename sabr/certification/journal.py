@@ -1,4 +1,4 @@
-"""Verdicts of a shard that is not finished, line by line, so that a killed job goes on with those it has."""
+"""Verdicts of a shard that is not finished, and its stages' time, so that a killed job goes on with what it has."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from sabr.specs import differing_keys
 
 
 class Journal:
-    """An append-only file: what it belongs to in the first line, then a line for each verdict as it falls.
+    """An append-only file: what it belongs to in the first line, then each verdict as it falls, and each batch's time.
 
     Parameters
     ----------
@@ -35,6 +35,7 @@ class Journal:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
         self.known: dict[int, Verdict] = {}
+        self.seconds: dict[str, float] = {}
         try:
             text = path.read_text(encoding="ascii") if path.is_file() else ""
             # A line that the kill cut off has no end: it, and nothing else, is lost.
@@ -43,7 +44,8 @@ class Journal:
                 different = differing_keys(json.loads(lines[0]), json.loads(json.dumps(about)))
                 if different:
                     raise SabrError(f"{path} belongs to another run: {different[0]}; delete it and run again")
-                self.known = dict(_read(line) for line in lines[1:])
+                for line in lines[1:]:
+                    self._take(json.loads(line))
             write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(about)]))
             self._file = path.open("a", encoding="ascii")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,11 +58,12 @@ class Journal:
         if verdict.point is not None:
             values = verdict.point.contiguous().numpy()
             fields["point"] = {"shape": list(values.shape), "float64": base64.b64encode(values.tobytes()).decode()}
-        try:
-            self._file.write(json.dumps({"image": number, **fields}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise SabrError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._write({"image": number, **fields})
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Note that a stage took so long for some images; a sum of all runs' is kept in `seconds`."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self._write({"stage": stage, "seconds": seconds})
 
     def close(self) -> None:
         """Stop writing."""
@@ -71,11 +74,20 @@ class Journal:
         self.close()
         self.path.unlink(missing_ok=True)
 
+    def _write(self, fields: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(fields) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SabrError(f"cannot write {self.path}: {error.strerror or error}") from error
 
-def _read(line: str) -> tuple[int, Verdict]:
-    fields = json.loads(line)
-    number, point = fields.pop("image"), fields.pop("point")
-    if point is not None:
-        values = np.frombuffer(base64.b64decode(point["float64"]), dtype=np.float64).reshape(point["shape"])
-        point = torch.from_numpy(values.copy())
-    return number, Verdict(**fields, point=point)
+    def _take(self, fields: dict[str, Any]) -> None:
+        if "stage" in fields:
+            stage, seconds = str(fields["stage"]), float(fields["seconds"])
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            return
+        number, point = int(fields.pop("image")), fields.pop("point")
+        if point is not None:
+            values = np.frombuffer(base64.b64decode(point["float64"]), dtype=np.float64).reshape(point["shape"])
+            point = torch.from_numpy(values.copy())
+        self.known[number] = Verdict(**fields, point=point)

@@ -19,11 +19,15 @@ class Run:
     """One pass through the stages: verdicts by number, records by stage, lines of text."""
 
     def __init__(self, steps, regions, labels, spec, numbers=None):
-        self.verdicts, self.lines = {}, []
+        self.verdicts, self.lines, self.seconds = {}, [], Counter()
         numbers = list(range(100, 100 + len(labels))) if numbers is None else numbers
-        self.records = cascade.certify(
-            steps, regions, labels, numbers, spec, record=self.record, report=self.lines.append
+        cascade.certify(
+            steps, regions, labels, numbers, spec, record=self.record, report=self.lines.append, spend=self.spend
         )
+        self.records = cascade.account(spec.stages, self.verdicts.values(), self.seconds)
+
+    def spend(self, stage, seconds):
+        self.seconds[stage] += seconds
 
     def record(self, number, verdict):
         assert number not in self.verdicts, "a verdict falls once"

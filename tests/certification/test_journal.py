@@ -49,6 +49,22 @@ def test_verdicts_are_on_disk_as_soon_as_they_are_added(written):
     assert not written.exists()
 
 
+def test_times_of_all_runs_are_added_up(written):
+    journal = Journal(written, ABOUT)
+    journal.spend("interval", 0.5)
+    journal.spend("complete", 1.0)
+    journal.spend("complete", 2.5)
+    journal.close()
+    again = Journal(written, ABOUT)
+    assert again.seconds == {"interval": 0.5, "complete": 3.5}
+    again.spend("complete", 0.25)
+    again.close()
+    last = Journal(written, ABOUT)
+    last.close()
+    assert last.seconds == again.seconds == {"interval": 0.5, "complete": 3.75}
+    same(last.known, VERDICTS)
+
+
 def test_a_kill_at_any_byte_loses_at_most_the_line_that_it_cut(written, tmp_path):
     whole = written.read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
@@ -83,7 +99,10 @@ def test_another_runs_journal_is_refused_and_kept(written, changes, told):
     assert written.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["no JSON", "{}", '{"image": 1, "point": null, "colour": 3}', "[1]", "é"])
+@pytest.mark.parametrize(
+    "line",
+    ["no JSON", "{}", '{"image": 1, "point": null, "colour": 3}', "[1]", '{"stage": "crown", "seconds": "long"}', "é"],
+)
 def test_garbage_is_told(written, line):
     with written.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -60,17 +60,25 @@ def test_killed_by_force_it_goes_on_and_the_verdicts_are_the_same(attacked):
     journal, output = folder / "killed.journal", folder / "killed.csv"
     process = subprocess.Popen(again, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
+    while not (journal.exists() and journal.read_bytes().count(b'"image"') > 3) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    known = [json.loads(line)["image"] for line in journal.read_bytes().splitlines(keepends=True)[1:] if b"\n" in line]
+    lines = [json.loads(line) for line in journal.read_bytes().splitlines(keepends=True)[1:] if b"\n" in line]
+    known = {line["image"] for line in lines if "image" in line}
+    spent = sum(line["seconds"] for line in lines if "stage" in line)
     assert len(known) >= 3 and not output.exists() and not output.with_suffix(".pt").exists()
 
     done = subprocess.run(again, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"going on with {len(known)} verdicts of an earlier run" in done.stderr
     assert not journal.exists()
+    stages = json.loads((folder / "killed.json").read_text())["stages"]
+    assert (
+        stages["interval"]["entered"]
+        == json.loads((folder / "whole.json").read_text())["stages"]["interval"]["entered"]
+    )
+    assert sum(stage["seconds"] for stage in stages.values()) > spent > 0
     tables = [verdicts.read(folder / f"{name}.csv", verdicts.COLUMNS)[0] for name in ("whole", "killed")]
     bounds = ("interval", "crown-ibp", "crown", "alpha-crown")
     by_bounds = [table["certified_by"].isin(bounds) for table in tables]
