@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sabr.errors import SabrError
-from sabr.report.style import Look
+from sabr.report.style import Look, Style
+
+# So many panels beside each other leave room for the name of a setting in one line.
+_SETTINGS_IN_A_LINE = 4
 
 
 def some(table: pd.DataFrame) -> pd.DataFrame:
@@ -43,6 +46,12 @@ def line_of(look: Look) -> dict[str, Any]:
 def handle_of(look: Look, line: str | None = None) -> Line2D:
     """A look in a legend; `line`: another line style."""
     return Line2D([], [], label=look.label, **(line_of(look) | ({} if line is None else {"linestyle": line})))
+
+
+def name_column(axes: Axes, dataset: str, eps: str, style: Style, columns: int) -> None:
+    """Title a panel with its setting, one of so many beside each other: in two lines where one would not fit."""
+    name = style.setting(dataset, eps)
+    axes.set_title(name.replace(", ", ",\n") if columns > _SETTINGS_IN_A_LINE else name)
 
 
 def finish(figure: Figure, title: str, handles: list[Any], columns: int | None = None) -> Figure:

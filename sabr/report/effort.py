@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator
 
-from sabr.report.drawing import finish, handle_of, some
+from sabr.report.drawing import finish, handle_of, name_column, some
 from sabr.report.stages import ROUND_LIMITS
 from sabr.report.style import Look, Style, styled
 
@@ -94,7 +94,7 @@ def time_limit(limits: pd.DataFrame, title: str, style: Style) -> Figure:
     means["at_most"] = 100 * (means["certified"] + means["undecided"]) / means["images"]
     settings = list(means.groupby(["dataset", "eps"], sort=False))
     width = style.widths.column if len(settings) == 1 else style.widths.page
-    columns = 2 if len(settings) == 1 else 6
+    columns = 2 if len(settings) == 1 else 4
     figure = Figure(figsize=(width, 2.8 + 0.16 * (means["method"].nunique() // columns + 1)))
     for axes, ((dataset, eps), part) in zip(
         figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True
@@ -106,13 +106,13 @@ def time_limit(limits: pd.DataFrame, title: str, style: Style) -> Figure:
         axes.axvline(longest, color="#555555", linewidth=0.6, linestyle=":")
         axes.set_xscale("log")
         axes.set_xlim(part["limit"].min(), 2 * longest)
-        tens = [limit for limit in part["limit"].unique() if f"{limit:e}".startswith("1.000000e")]
-        axes.xaxis.set_major_locator(FixedLocator(sorted({*tens, *marked})))
+        tens = [limit for limit in sorted(part["limit"].unique()) if f"{limit:e}".startswith("1.000000e")]
+        axes.xaxis.set_major_locator(FixedLocator(sorted({*tens[:: 1 if len(settings) == 1 else 2], *marked})))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("time limit for each image, seconds")
+        axes.set_xlabel("time limit, seconds")
         axes.set_ylim(-4, 104)
-        axes.set_title(style.setting(str(dataset), str(eps)))
+        name_column(axes, str(dataset), str(eps), style, len(settings))
     figure.axes[0].set_ylabel("certified, % of test images")
     looks = [style.method(method) for method in style.order(means["method"])]
     handles = [handle_of(look) for look in looks]

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from sabr.errors import SabrError
-from sabr.report.drawing import errorbar, finish, handle_of, line_of, some
+from sabr.report.drawing import errorbar, finish, handle_of, line_of, name_column, some
 from sabr.report.records import STAGE_COLUMNS, summary
 from sabr.report.style import Style, styled
 
@@ -77,19 +77,20 @@ def training_curves(histories: pd.DataFrame, title: str, style: Style) -> Figure
     settings = list(some(histories).groupby("setting", sort=False))
     width = style.widths.column if len(settings) == 1 else style.widths.page
     figure = Figure(figsize=(width, 5.2))
-    panels = figure.subplots(4, len(settings), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 3, 3, 1.6])
-    rows = {"loss": 1.0, "natural_accuracy": 100.0, "robust_accuracy": 100.0, "eps": 1.0}
-    names = ["training loss", "natural\naccuracy, %", "worst-case\naccuracy, %", "ε"]
+    panels = figure.subplots(4, len(settings), sharex="col", sharey="row", squeeze=False, height_ratios=[3, 3, 3, 1.6])
+    names = ["training loss", "natural\naccuracy, %", "worst-case\naccuracy, %", "ε, % of\nthe largest"]
     for column, (setting, part) in enumerate(settings):
         dataset, _, eps = str(setting).partition("-eps-")
-        panels[0, column].set_title(style.setting(dataset, eps.replace("_", "/")))
+        name_column(panels[0, column], dataset, eps.replace("_", "/"), style, len(settings))
+        largest = float(part["eps"].max()) or 1.0
+        factors = {"loss": 1.0, "natural_accuracy": 100.0, "robust_accuracy": 100.0, "eps": 100.0 / largest}
         for method in style.order(part["method"]):
             look = style.method(method)
             for _, run in part[part["method"] == method].groupby("seed"):
-                for axes, (measure, factor) in zip(panels[:, column], rows.items(), strict=True):
+                for axes, (measure, factor) in zip(panels[:, column], factors.items(), strict=True):
                     every = max(1, len(run) // 6)
                     axes.plot(run["epoch"], factor * run[measure], markevery=every, **line_of(look))
-        panels[-1, column].set_xlabel("epoch (accuracies on training batches)")
+        panels[-1, column].set_xlabel("epoch")
         panels[-1, column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes, name in zip(panels[:, 0], names, strict=True):
         axes.set_ylabel(name)
@@ -100,7 +101,7 @@ def training_curves(histories: pd.DataFrame, title: str, style: Style) -> Figure
         axes.yaxis.set_minor_locator(NullLocator())
     figure.align_ylabels(panels[:, 0])
     looks = [style.method(method) for method in style.order(histories["method"])]
-    return finish(figure, title, [handle_of(look) for look in looks])
+    return finish(figure, title, [handle_of(look) for look in looks], columns=3 if len(settings) == 1 else 6)
 
 
 @styled
@@ -121,16 +122,16 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
     -------
     Figure
         Upper panels: natural, adversarial and certified accuracy; lower ones: certified by each stage or an earlier
-        one. Bars as in `accuracies`; points of one lambda are drawn side by side. One column wide for one sweep, a
-        page wide for several.
+        one. Bars as in `accuracies`; points of one lambda are drawn side by side. Of a sweep, only the seeds that all
+        values of lambda have are drawn, if there are any. One column wide for one sweep, a page wide for several.
 
     Raises
     ------
     SabrError
         When no method has two values of lambda.
     """
-    table = summary(some(records))
-    table["family"] = table["method"].str.replace(r"-lambda-.*$", "", regex=True)
+    table = summary(_with_shared_seeds(some(records)))
+    table["family"] = _family(table)
     swept = table.dropna(subset="lambda_ratio")
     sweeps = [
         (names, part.sort_values("lambda_ratio"))
@@ -176,3 +177,19 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
     panels[0, 0].set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend above the data
     panels[0, 0].legend(handles=handles, loc="upper center", ncols=2)
     return finish(figure, title, [handle_of(style.measure(stage)) for stage in stages], columns=3)
+
+
+def _family(table: pd.DataFrame) -> "pd.Series[str]":
+    """Whose sweep a method belongs to."""
+    return table["method"].str.replace(r"-lambda-.*$", "", regex=True)
+
+
+def _with_shared_seeds(records: pd.DataFrame) -> pd.DataFrame:
+    """Without the seeds that only some values of lambda of a sweep have: points and bars would be of two kinds."""
+    left_out = []
+    swept = records.dropna(subset="lambda_ratio")
+    for _, sweep in swept.groupby([swept["dataset"], swept["eps"], _family(swept)]):
+        shared = set.intersection(*(set(seeds) for _, seeds in sweep.groupby("lambda_ratio")["seed"]))
+        if shared:
+            left_out += list(sweep.index[~sweep["seed"].isin(shared)])
+    return records.drop(index=left_out)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from sabr.report.drawing import finish, handle_of, line_of, some
+from sabr.report.drawing import finish, handle_of, line_of, name_column, some
 from sabr.report.style import Style, styled
 from sabr.specs import parse_eps
 
@@ -17,8 +17,6 @@ _GREY = "#555555"
 _LOG_FROM = 5
 # A method whose Box loss is so many times another's leaves the panel, and how far it goes is said.
 _CUT_FROM = 100
-# So many panels beside each other leave room for the name of a setting in one line.
-_SETTINGS_IN_A_LINE = 4
 # Where the region of the loss against lambda lies, and the losses that are drawn there; what they look like.
 _PLACES = {
     "region around the adversarial point": ("standard", "adversarial", "box"),
@@ -222,8 +220,7 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
                 axes.plot(radii, percent, markersize=3.5, clip_on=False, **line_of(style.method(method)))
             axes.axvline(parse_eps(str(eps)) * unit, color=_GREY, linewidth=0.8, linestyle=":")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        name = style.setting(str(dataset), str(eps))
-        panels[0, column].set_title(name.replace(", ", ",\n") if len(settings) > _SETTINGS_IN_A_LINE else name)
+        name_column(panels[0, column], str(dataset), str(eps), style, len(settings))
         panels[1, column].set_xlim(0, means["tested_eps"].max() * unit)
         panels[1, column].set_xlabel("tested radius" + (", 1/255" if unit > 1 else ""))
     panels[0, 0].set_ylim(-3, 103)

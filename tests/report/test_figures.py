@@ -54,15 +54,19 @@ def draw_small_box() -> pd.DataFrame:
 @pytest.fixture
 def drawn(make_row: MakeRow, folders: list[Path], looks: style.Style) -> dict[str, Figure]:
     sweep = [make_row(f"sabr-lambda-{value:g}", lambda_ratio=value) for value in (0.05, 0.1, 0.2, 0.7, 1.0)]
+    large = (("cifar10", "2_255"), ("cifar10", "8_255"), ("tinyimagenet", "1_255"))
+    five = [*folders, *(make_row("sabr", dataset=dataset, eps=eps) for dataset, eps in large)]
     growth = box_growth.simulate(np.linspace(0, 2, 21), centres=1000)
     return {
         "accuracies": figures.accuracies(records.collect(folders), TITLE, looks),
         "training_curves": figures.training_curves(records.histories(folders[:4]), TITLE, looks),
         "training_curves_page": figures.training_curves(records.histories(folders), TITLE, looks),
+        "training_curves_five_page": figures.training_curves(records.histories(five), TITLE, looks),
         "lambda_sweep": figures.lambda_sweep(records.collect([*folders, *sweep]), TITLE, looks),
         "cascade_page": effort.cascade(stages.stages(folders), TITLE, looks),
         "time_limit": effort.time_limit(stages.limits(folders[:3]), TITLE, looks),
         "time_limit_page": effort.time_limit(stages.limits(folders), TITLE, looks),
+        "time_limit_five_page": effort.time_limit(stages.limits(five), TITLE, looks),
         "box_growth": illustrations.box_growth(growth, TITLE, looks),
         "small_box": illustrations.small_box(draw_small_box(), TITLE, looks),
     }
@@ -170,6 +174,18 @@ def test_ibp_is_a_reference_only_where_it_was_run(make_row: MakeRow, looks: styl
 
     assert legend(sweep) == ["natural", "adversarial", "certified"]
     assert legend([*sweep, make_row("ibp")])[-1].startswith("IBP")
+
+
+def test_a_sweep_shows_the_seeds_of_all_its_points(make_row: MakeRow, looks: style.Style) -> None:
+    first = [make_row(f"sabr-lambda-{value:g}", lambda_ratio=value) for value in (0.1, 0.2)]
+    second = make_row("sabr-lambda-0.1", lambda_ratio=0.1, seed=2, natural=17)
+
+    def natural(folders: list[Path]) -> list[float]:
+        line = figures.lambda_sweep(records.collect(folders), TITLE, looks).axes[0].containers[0].lines[0]
+        return [float(value) for value in line.get_ydata()]
+
+    assert natural([*first, second]) == pytest.approx([90, 90])
+    assert natural([*first[1:], second]) == pytest.approx([85, 90])  # they share none
 
 
 def test_nothing_to_draw_is_said(make_row: MakeRow, looks: style.Style) -> None:
