@@ -51,7 +51,7 @@ class Style(Strict):
         """How a method looks; "sabr-lambda-0.1" as sabr, with lambda; an unknown one goes by its own name, in grey."""
         family, swept, ratio = name.partition("-lambda-")
         if name not in self.methods and swept and family in self.methods:
-            return self.methods[family].model_copy(update={"label": f"{self.methods[family].label}, λ = {ratio}"})
+            return self.methods[family].model_copy(update={"label": f"{self.methods[family].label} (λ = {ratio})"})
         return self.methods.get(name) or Look(label=name)
 
     def measure(self, name: str) -> Look:

@@ -232,7 +232,7 @@ def test_peak(make_row: MakeRow, results: Callable[..., Results]) -> None:
     inside = judge(results(sweep(make_row, "a", {0.1: 200, 0.4: 260, 1.0: 210})), check)
     assert inside.verdict == "holds"
     assert inside.cases[0].numbers.startswith(
-        "highest at λ = 0.4; certified: SABR, λ = 0.4 65.00 %, SABR, λ = 1 52.50 %"
+        "highest at λ = 0.4; certified: SABR (λ = 0.4) 65.00 %, SABR (λ = 1) 52.50 %"
     )
     assert inside.cases[0].values and inside.cases[0].values["best"] == 0.4
     assert judge(results(sweep(make_row, "b", {0.1: 200, 0.4: 210, 1.0: 260})), check).verdict == "does not hold"

@@ -213,7 +213,7 @@ def test_style(looks: style.Style, tmp_path: Path) -> None:
     everything = [(look.colour, look.marker, look.line) for look in looks.methods.values() if look.marker != "*"]
     assert len(everything) == len(set(everything))
     assert set(METHODS) <= set(looks.methods)
-    assert looks.method("sabr-lambda-0.1").label == "SABR, λ = 0.1"
+    assert looks.method("sabr-lambda-0.1").label == "SABR (λ = 0.1)"
     assert looks.order(["sabr-lambda-1", "ibp", "sabr-lambda-0.2", "sabr"])[1:] == [
         "sabr",
         "sabr-lambda-0.2",
