@@ -115,18 +115,21 @@ def table(
 ) -> None:
     """Write one table, with the published numbers beside ours."""
     from sabr.files import write_text
-    from sabr.report import outline, pairs, protocol, published, records, style
+    from sabr.report import gathering, outline, pairs, protocol, published, records, style
     from sabr.report.tables import accuracies, layout, seeds, studies, times
     from sabr.report.tables import protocol as settings
 
     def comparison(part: outline.Part, title: str) -> "TableMaker":
         return records.read, functools.partial(accuracies.comparison, part, title)
 
+    def of_study(study: str) -> "Callable[[Path], pd.DataFrame]":
+        return functools.partial(gathering.read, study)
+
     kinds: dict[str, TableMaker] = {
         "table1": (records.read, accuracies.table1),
         "table2": (records.read, accuracies.table2),
-        "table3": (studies.read_alignment, studies.table3),
-        "table4": (studies.read_states, studies.table4),
+        "table3": (of_study("gradient-alignment"), studies.table3),
+        "table4": (of_study("relu-states"), studies.table4),
         "shrinking": comparison("shrinking", "ReLU shrinking"),
         "widths": comparison("widths", "Widths"),
         "long": comparison("long", "Long training"),
@@ -158,7 +161,7 @@ def claims(
 ) -> None:
     """Check the paper's claims on recorded results."""
     from sabr.files import write_json, write_text
-    from sabr.report import outline, pairs, published, records, rows, style
+    from sabr.report import gathering, outline, pairs, published, records, style
     from sabr.report.claims import evaluate, model, quantities
 
     _allowed(outputs, "claims", (".json", ".md"))
@@ -167,7 +170,7 @@ def claims(
         outline=outline.read(outline_file),
         records=records.read(records_file),
         pairs=pairs.read(pairs_file),
-        studies={path.stem: rows.read_study(path) for path in study_files or ()},
+        studies={path.stem: gathering.read(path.stem, path) for path in study_files or ()},
         published=published.read(published_file),
         full_scale=asked.full_scale,
         style=style.read(style_file),
@@ -230,7 +233,7 @@ def figure(
         "lambda-sweep": (records.read, figures.lambda_sweep),
         "cascade": (stages.read_stages, effort.cascade),
         "time-limit": (stages.read_limits, effort.time_limit),
-        "box-growth": (pd.read_csv, illustrations.box_growth),
+        "box-growth": (functools.partial(gathering.read, "box-growth"), illustrations.box_growth),
         "small-box": (pd.read_csv, illustrations.small_box),
         "box-vs-relaxation": (pd.read_csv, illustrations.box_vs_relaxation),
         "loss-lambda": (functools.partial(gathering.read, "loss-lambda"), study_figures.loss_lambda),

@@ -1,4 +1,4 @@
-"""One study of several trained networks as one tidy table; what does not belong together is refused."""
+"""One study of several trained networks as one tidy table; what does not belong together is refused; their reader."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +12,13 @@ from sabr.report.rows import Place, place_of, read_table
 from sabr.specs import differing_keys, parse_eps
 from sabr.studies import COLUMNS, NETWORK_COLUMNS
 
+# Studies that claims are checked on and that need no network.
+_OF_IDEAS = {
+    "box-growth": {
+        **dict.fromkeys(("input_size", "output_size", "standard_error", "linear", "mean", "deviation"), "float64"),
+        **dict.fromkeys(("centres", "seed"), "int64"),
+    }
+}
 # What a specification says beside what studies look at; methods of one setting may differ in it.
 _NO_MATTER = {"images", "batch_size", "strong_attack", "complete", "shard_minutes", "memory_mb"}
 
@@ -63,14 +70,17 @@ def gather(study: str, folders: Sequence[Path], report: Callable[[str], None]) -
 
 
 def read(study: str, path: Path) -> pd.DataFrame:
-    """Read what `gather` returned, written as CSV.
+    """Read what `gather` returned, or what `sabr study box-growth` wrote, as CSV.
 
     Raises
     ------
     SabrError
-        When the file is missing or is no such table.
+        When there is no such study, or the file is missing or is no such table.
     """
-    return read_table(path, NETWORK_COLUMNS | COLUMNS[study])
+    known = _OF_IDEAS | {name: NETWORK_COLUMNS | columns for name, columns in COLUMNS.items()}
+    if study not in known:
+        raise SabrError(f"{path}: {study!r} is not a study that this reads; allowed: {', '.join(known)}")
+    return read_table(path, known[study])
 
 
 def _sidecar(path: Path, study: str, place: Place) -> dict[str, Any]:

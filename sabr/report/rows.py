@@ -147,22 +147,6 @@ def read_table(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
         raise SabrError(f"{path} is not the table it should be ({error}); delete it and run again") from error
 
 
-def read_study(path: Path) -> pd.DataFrame:
-    """Read the tidy CSV of a study; eps and layer are texts, all other columns what they look like.
-
-    Raises
-    ------
-    SabrError
-        When the file is missing or is no table.
-    """
-    try:
-        return pd.read_csv(path, dtype={"eps": "str", "layer": "str"})
-    except OSError as error:
-        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SabrError(f"{path} is not the table it should be ({error}); delete it and run again") from error
-
-
 def _verdicts(path: Path, certification: CertificationSpec) -> pd.DataFrame:
     table, _ = verdicts.read(path, verdicts.COLUMNS)
     if len(table) != certification.images:

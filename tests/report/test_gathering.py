@@ -63,6 +63,8 @@ def test_networks_stand_in_front(make_study: MakeStudy, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(gathering.read("relu-states", tmp_path / "all.csv"), table)
     with pytest.raises(SabrError, match=r"all\.csv is not the table it should be"):
         gathering.read("box-sizes", tmp_path / "all.csv")
+    with pytest.raises(SabrError, match="not a study that this reads; allowed: box-growth, loss-lambda"):
+        gathering.read("all", tmp_path / "all.csv")
 
 
 def test_what_is_missing_is_said_and_left_out(make_study: MakeStudy) -> None:

@@ -13,6 +13,7 @@ from sabr.report import pairs, protocol, records
 from sabr.report.tables import accuracies, layout, seeds, studies, times
 from sabr.report.tables.layout import Context, Table
 from sabr.report.tables.protocol import hyper_parameters
+from sabr.studies import COLUMNS, NETWORK_COLUMNS
 
 MakeRow = Callable[..., Path]
 MakeContext = Callable[..., Context]
@@ -63,7 +64,7 @@ def alignment() -> pd.DataFrame:
         for loss, at, cosine in (("sabr", "clean", 0.81), ("sabr", "adversarial", 0.9), ("ibp", "clean", 0.4))
     ]
     lines += [("mnist", "0.1", "ibp", seed, "ibp", "clean", 50, 0.5 + 0.1 * seed, 0.2) for seed in (1, 2)]
-    return pd.DataFrame(lines, columns=list(studies.ALIGNMENT)).astype(studies.ALIGNMENT)
+    return pd.DataFrame(lines, columns=[*NETWORK_COLUMNS, "loss", "at", "images", "cosine", "deviation"])
 
 
 def states() -> pd.DataFrame:
@@ -73,7 +74,7 @@ def states() -> pd.DataFrame:
         for where, share in shares.items()
         for layer in ("1", "2", "all")
     ]
-    return pd.DataFrame(lines, columns=list(studies.STATES)).astype(studies.STATES)
+    return pd.DataFrame(lines, columns=[*NETWORK_COLUMNS, *COLUMNS["relu-states"]])
 
 
 def test_tidy_table(table: Table) -> None:
@@ -247,4 +248,4 @@ def test_hyper_parameters(every_table: dict[str, Table]) -> None:
     lines = layout.to_markdown(every_table["protocol"]).splitlines()
     sabr = next(line for line in lines if line.startswith("| MNIST, ε = 0.1 | SABR | cnn-small"))
     assert sabr.endswith("| cnn-small | 60,000 | 3 | 128 | 0.0005 | 2 | 1 to 2 | 0.1 | 0.4 | 0 | – |")
-    assert any(line.startswith("| MNIST, ε = 0.1 | SABR, λ = 0.1 |") for line in lines)
+    assert any(line.startswith("| MNIST, ε = 0.1 | SABR (λ = 0.1) |") for line in lines)

@@ -1,44 +1,14 @@
 """Tables of the studies of trained networks: gradient alignment (Table 3), states of ReLUs (Table 4)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from sabr.errors import SabrError
 from sabr.report.outline import Outline, missing, present
-from sabr.report.rows import read_table
 from sabr.report.tables.layout import MISSING, NOTHING, Column, Context, Table
 
-_NETWORK = {"dataset": "str", "eps": "str", "method": "str", "seed": "int64"}
-ALIGNMENT = _NETWORK | {"loss": "str", "at": "str", "images": "int64", "cosine": "float64", "deviation": "float64"}
-STATES = _NETWORK | {
-    **{"where": "str", "images": "int64", "layer": "str"},
-    **dict.fromkeys(("active", "inactive", "unstable"), "float64"),
-}
 _KEYS = ["dataset", "eps", "method"]
-
-
-def read_alignment(path: Path) -> pd.DataFrame:
-    """Read studies/gradient-alignment.csv: per network, loss and point the mean cosine of two gradients.
-
-    Raises
-    ------
-    SabrError
-        When it cannot be read.
-    """
-    return read_table(path, ALIGNMENT)
-
-
-def read_states(path: Path) -> pd.DataFrame:
-    """Read studies/relu-states.csv: per network, place and layer the shares of ReLUs in %.
-
-    Raises
-    ------
-    SabrError
-        When it cannot be read.
-    """
-    return read_table(path, STATES)
 
 
 def table3(alignment: pd.DataFrame, context: Context) -> Table:
@@ -47,7 +17,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
     Parameters
     ----------
     alignment
-        What `read_alignment` returns.
+        The gathered study gradient-alignment.
     context
         Plan, published numbers, labels.
 
@@ -87,7 +57,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
 def table4(states: pd.DataFrame, context: Context) -> Table:
     """The paper's Table 4: shares of active, inactive and unstable ReLUs at a point and over the whole region.
 
-    Parameters and errors as of `table3`, with `states` what `read_states` returns.
+    Parameters and errors as of `table3`, with `states` the gathered study relu-states.
     """
     outline, published, style = context.outline, context.published, context.style
     planned = _studied(outline)
