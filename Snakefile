@@ -18,7 +18,7 @@ else:
     include: "workflow/rules/train.smk"
 
 
-if len(KEPT) < len(PLAN.rows):
+if len(KEPT) < len(ROWS):
 
     include: "workflow/rules/attack.smk"
     include: "workflow/rules/certify.smk"

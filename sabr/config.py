@@ -111,12 +111,14 @@ class Data(Strict):
 class Config(Strict):
     """The keys of `config/config.yaml`.
 
-    `checkpoints` names a folder in `results` whose networks and verdicts are taken instead of being made.
+    `checkpoints` names a folder in `results` whose networks and verdicts are taken instead of being made; with
+    `partial` tables and figures are made of the networks that have verdicts already.
     """
 
     scale: Name
     results: Place
     checkpoints: Name | None = None
+    partial: bool = False
     data: Data
     overrides: dict[str, Any]
 

@@ -64,6 +64,20 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "scale": outline["scale"], "overrides": outline["overrides"]}
 
 
+def finished(rows: Iterable[str], folder: Path) -> list[str]:
+    """Those of the rows, named by their paths, whose verdicts `folder` has; at least one.
+
+    Raises
+    ------
+    SabrError
+        When it has none.
+    """
+    found = [path for path in rows if (folder / path / "verdicts.json").is_file()]
+    if not found:
+        raise SabrError(f"partial: true, but {folder} has no network of this configuration with verdicts yet")
+    return found
+
+
 def with_verdicts(rows: Iterable[str], folder: Path) -> list[str]:
     """Those of the rows, named by their paths, whose verdicts `folder` has.
 
@@ -80,13 +94,13 @@ def with_verdicts(rows: Iterable[str], folder: Path) -> list[str]:
         for name in ("model.pt", "model.json"):
             if not (folder / path / name).is_file():
                 raise SabrError(
-                    f"{folder / path / name} is not there, and with `checkpoints` nothing is trained: put it there, or "
-                    "leave this network out of `run`"
+                    f"{folder / path / name} is not there, and with `checkpoints` nothing is trained: put it there, "
+                    "leave this network out of `run`, or say partial: true"
                 )
     return kept
 
 
-def keep(run: Path, destination: Path, limit: float) -> Kept:
+def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -> Kept:
     """Copy what is worth keeping of a finished run to `destination`, in whose place it comes whole or not at all.
 
     All is kept but counterexamples and weights; of the weights, those of long training first, then one seed after the
@@ -100,6 +114,8 @@ def keep(run: Path, destination: Path, limit: float) -> Kept:
         Folder; one that an earlier run was kept in is replaced, any other is refused.
     limit
         Megabytes in all.
+    partial
+        Leave out networks that have no verdicts yet; else all must be there.
 
     Raises
     ------
@@ -110,10 +126,14 @@ def keep(run: Path, destination: Path, limit: float) -> Kept:
     rows = {
         f"{r['dataset']}/eps-{r['eps'].replace('/', '_')}/{r['method']}/seed-{r['seed']}": r for r in outline["rows"]
     }
+    rows = {path: rows[path] for path in finished(rows, run)} if partial else rows
     for path in rows:
         for name in (*_ROW_FILES, "model.pt"):
             if not (run / path / name).is_file():
-                raise SabrError(f"{run / path / name} is not there: finish this run before you keep it")
+                raise SabrError(
+                    f"{run / path / name} is not there: finish this run before you keep it, or keep what there is with "
+                    "--partial"
+                )
     if destination.exists() and not (destination / OUTLINE).is_file():
         raise SabrError(f"{destination} is there, but no kept run; delete it or choose another folder")
     try:

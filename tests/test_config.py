@@ -100,7 +100,7 @@ def test_shards_cover_every_image_once():
         ({"scale": "quik"}, "config/config.yaml: scale: 'quik' is not known; allowed: laptop, paper, quick, tiny"),
         (
             {"colour": 1},
-            "config/config.yaml: colour: unknown key; allowed: scale, results, checkpoints, data, overrides",
+            "config/config.yaml: colour: unknown key; allowed: scale, results, checkpoints, partial, data, overrides",
         ),
         ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),

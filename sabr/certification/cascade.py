@@ -208,7 +208,8 @@ def account(stages: Sequence[Stage], found: Iterable[Verdict], seconds: Mapping[
     seconds
         Of each stage, all batches and, of a job that was killed, all runs together.
     """
-    left, records = list(found), {}
+    left = list(found)
+    records: dict[str, StageRecord] = {}
     for stage in stages:
         entered = len(left)
         certified, refuted = (sum(getattr(v, by) == stage for v in left) for by in ("certified_by", "refuted_by"))

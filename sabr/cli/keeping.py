@@ -13,11 +13,12 @@ def keep(
     run: Annotated[Path, typer.Argument(help="Folder of a scale's results, finished.")],
     destination: Annotated[Path, typer.Argument(help="Folder to keep it in; a run kept there before is replaced.")],
     megabytes: Annotated[float, typer.Option(min=0, help="What all of it may take.")] = 40,
+    partial: Annotated[bool, typer.Option(help="Leave out networks that have no verdicts yet.")] = False,
 ) -> None:
     """Keep what is worth keeping of a finished run: all but counterexamples, and as many weights as fit."""
     from sabr import reference
 
-    kept = reference.keep(run, destination, megabytes)
+    kept = reference.keep(run, destination, megabytes, partial=partial)
     typer.echo(f"kept {kept.rows} networks, {kept.size / 1e6:.1f} MB, in {destination}")
     if kept.without_weights:
         typer.echo(f"without the weights of {len(kept.without_weights)}: {', '.join(kept.without_weights)}")

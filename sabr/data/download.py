@@ -84,8 +84,8 @@ def download(url: str, target: Path, digest: Digest) -> Path:
 
 
 def _receive_all(url: str, part: Path) -> bool:
-    """Fetch and, while each attempt brings something, continue; True if the file has been put together from pieces."""
-    resumed = False
+    """Fetch and, while attempts bring something, continue; True if the file has been put together from pieces."""
+    resumed, in_vain = False, 0
     with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
         while True:
             reached = _size(part)
@@ -93,7 +93,9 @@ def _receive_all(url: str, part: Path) -> bool:
                 return _receive(client, url, part) or resumed
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 resumed = True
-                if _size(part) <= reached:
+                in_vain = 0 if _size(part) > reached else in_vain + 1
+                # Once may be another process's doing, which writes to the same part, or has just renamed it.
+                if in_vain == 2:
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from error
 
 

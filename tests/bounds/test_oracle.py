@@ -102,7 +102,7 @@ def test_complete_verdicts_agree_with_the_optimum(seed):
     rule, recompute, group, inner = SEARCHES[seed % len(SEARCHES)]
     # A network whose condensed form does not fit is taken as it is.
     memory = MEMORY if seed // len(SEARCHES) % 2 else 1
-    posed = [pose(case, optimum, shift, group=group, inner=inner, memory=memory) for shift in shifts]
+    posed = [pose(case, optimum, shift, group=group, inner=inner, memory=memory, seconds=600.0) for shift in shifts]
     assert memory > 1 or all(isinstance(one.task.problem, Unrolled) for one in posed if any(one.task.sizes))
     outcomes = search([one.task for one in posed], Search(20, 0.1, rule, 4, recompute, 64, MEMORY))
     for shift, outcome, one in zip(shifts, outcomes, posed, strict=True):

@@ -94,6 +94,36 @@ def test_a_missing_network_is_named_and_never_trained(again):
     assert not (again.results / ROWS[0] / "model.pt").exists()
 
 
+def test_what_there_is_makes_tables_and_figures_that_name_what_is_missing(again):
+    shutil.rmtree(again.kept / ROWS[0])
+    targets = [f"results/from-reference/{name}" for name in (*TARGETS, "tables/table1.md")]
+    jobs = planned(again, "--", *targets, partial=True)
+    assert not HEAVY & jobs.keys() and not any(ROWS[0] in output for outputs in jobs.values() for output in outputs)
+    done = taken(again, "--", *targets, partial=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert pd.read_csv(again.results / "records.csv")["method"].tolist() == ["sabr"]
+    table = (again.results / "tables" / "table1.md").read_text()
+    assert "IBP" in table and "missing" in table.lower(), table
+    for path in again.kept.glob("mnist/*/*/*/verdicts.json"):
+        path.unlink()
+    text = told(taken(again, "tables", partial=True))
+    assert "partial: true, but results/reference has no network of this configuration with verdicts yet" in text
+
+
+def test_an_unfinished_run_is_kept_in_part(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.results, run)
+    shutil.rmtree(run / ROWS[0])
+    with pytest.raises(SabrError, match="finish this run before you keep it, or keep what there is with --partial"):
+        reference.keep(run, tmp_path / "kept", 40)
+    assert reference.keep(run, tmp_path / "kept", 40, partial=True).rows == 1
+    assert {row["method"] for row in json.loads((tmp_path / "kept" / "outline.json").read_text())["rows"]} == {
+        "ibp",
+        "sabr",
+    }
+    assert not (tmp_path / "kept" / ROWS[0]).exists() and (tmp_path / "kept" / ROWS[1] / "verdicts.json").is_file()
+
+
 def test_a_checkpoint_of_others_is_attacked_and_certified(again, finished):
     again.data = finished.data
     folder = again.kept / ROWS[0]

@@ -21,7 +21,7 @@ rule attack:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        mem_mb=job_memory,
         runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
         gpu=JOB.gpus,
     params:

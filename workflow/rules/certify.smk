@@ -25,7 +25,7 @@ rule certify:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        mem_mb=job_memory,
         runtime=JOB.minutes,
         gpu=JOB.gpus,
     params:

@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from sabr.config import resolve
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.reference import configuration, with_verdicts
+from sabr.reference import configuration, finished, with_verdicts
 from sabr.specs import differing_keys
 
 try:
@@ -30,9 +30,15 @@ RESULTS = (
     if CHECKPOINTS
     else f"{PLAN.config.results}/{PLAN.config.scale}"
 )
-# Rows whose verdicts are there; nothing is computed for them.
+# The rows that tables, figures and the report are made of; and those whose verdicts are there: nothing is computed for
+# them.
 try:
-    KEPT = with_verdicts(PLAN.rows, Path(CHECKPOINTS)) if CHECKPOINTS else []
+    ROWS = (
+        finished(PLAN.rows, Path(CHECKPOINTS or RESULTS))
+        if PLAN.config.partial
+        else list(PLAN.rows)
+    )
+    KEPT = with_verdicts(ROWS, Path(CHECKPOINTS)) if CHECKPOINTS else []
 except SabrError as error:
     raise WorkflowError(str(error)) from None
 SETTING = f"{RESULTS}/{{dataset}}/{{eps}}"
@@ -143,8 +149,18 @@ def shards_of(suffix):
 
 
 def of_each_row(name):
-    """The file `name` of each row of the plan."""
-    return [f"{RESULTS}/{path}/{name}" for path in PLAN.rows]
+    """The file `name` of each row."""
+    return [f"{RESULTS}/{path}/{name}" for path in ROWS]
+
+
+def present(rows):
+    """Those of the plan's rows that are not left out."""
+    return [row for row in rows if row.path in ROWS]
+
+
+def job_memory(wildcards, attempt):
+    """What a job that trains, attacks, certifies or studies may use: twice as much from the second attempt on."""
+    return JOB.memory_mb * min(attempt, 2)
 
 
 def data_folder(wildcards, input):

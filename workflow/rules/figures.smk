@@ -16,25 +16,27 @@ FIGURE_DATA = {
     "box-sizes": f"{RESULTS}/studies/box-sizes.csv",
     "eps-curve": f"{RESULTS}/studies/eps-curve.csv",
 }
-if not PLAN.sweep:
+if not present(PLAN.sweep):
     del FIGURE_DATA["lambda-sweep"]
-if not any("complete" in row.certification.stages for row in PLAN.main):
+if not any("complete" in row.certification.stages for row in present(PLAN.main)):
     del FIGURE_DATA["time-limit"]
+for name in set(COLUMNS) - set(STUDIED):
+    FIGURE_DATA.pop(name, None)
+# Whose counterexamples are drawn: of each setting SABR's first network, or, without one, the first of all.
+EXAMPLES = [
+    max(rows, key=lambda row: row.training.method.objective == "sabr")
+    for setting in PLAN.run.settings
+    if (rows := present(row for row in PLAN.main if row.setting == setting))
+]
 # Counterexamples are too large to be kept with verdicts that are taken from elsewhere; the few that are drawn are not.
 if KEPT:
     FIGURE_DATA["examples"] = f"{CHECKPOINTS}/studies/examples.npz"
     if not Path(FIGURE_DATA["examples"]).is_file():
         del FIGURE_DATA["examples"]
+elif not EXAMPLES:
+    del FIGURE_DATA["examples"]
 # Figures of Table 1's methods, without those of the sweep.
 OF_METHODS = ("accuracies", "pareto", "training-curves", "cascade", "time-limit")
-# Whose counterexamples are drawn: of each setting SABR's first network, or, without one, the first of all.
-EXAMPLES = [
-    max(
-        (row for row in PLAN.main if row.setting == setting),
-        key=lambda row: row.training.method.objective == "sabr",
-    )
-    for setting in PLAN.run.settings
-]
 # Titles of figures that say for themselves how many images were studied, and of those that no scale changes.
 TITLES = {
     **{

@@ -69,7 +69,7 @@ rule records:
         runtime=10,
         gpu=0,
     params:
-        rows=[f"{RESULTS}/{path}" for path in PLAN.rows],
+        rows=[f"{RESULTS}/{path}" for path in ROWS],
     shell:
         "sabr collect {params.rows:q} --output {output.records:q} --histories {output.histories:q}"
         " --stages {output.stages:q} --limits {output.limits:q} --pairs {output.pairs:q}"

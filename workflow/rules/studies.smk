@@ -9,8 +9,9 @@ COMPARED = PLAN.comparisons.get("ablation") or [
 # Networks of Table 1, one seed of each.
 ONE_SEED = [row for row in PLAN.main if row.training.seed == PLAN.run.seeds[0]]
 STUDIED = {
-    study: [row.path for row in (ONE_SEED if study == "eps-curve" else COMPARED)]
+    study: [row.path for row in rows]
     for study in COLUMNS
+    if (rows := present(ONE_SEED if study == "eps-curve" else COMPARED))
 }
 STUDIES = [f"{RESULTS}/studies/{study}.csv" for study in STUDIED]
 
@@ -70,12 +71,12 @@ rule study_network:
     benchmark:
         f"{ROW}/logs/study-{{study}}.tsv"
     wildcard_constraints:
-        study="|".join(STUDIED),
+        study="|".join(STUDIED) or "(?!)",
     conda:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        mem_mb=job_memory,
         runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
         gpu=JOB.gpus,
     params:
@@ -104,7 +105,7 @@ rule gather:
     benchmark:
         f"{RESULTS}/logs/gather-{{study}}.tsv"
     wildcard_constraints:
-        study="|".join(STUDIED),
+        study="|".join(STUDIED) or "(?!)",
     conda:
         REPORT_ENV
     threads: 1

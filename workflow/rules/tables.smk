@@ -10,11 +10,14 @@ TABLE_DATA = {
     **{
         name: f"{RESULTS}/records.csv"
         for name in ("shrinking", "widths", "long")
-        if PLAN.comparisons.get(name)
+        if present(PLAN.comparisons.get(name, []))
     },
     "times": f"{RESULTS}/records.csv",
     "protocol": f"{RESULTS}/protocol.csv",
 }
+for name, study in (("table3", "gradient-alignment"), ("table4", "relu-states")):
+    if study not in STUDIED:
+        del TABLE_DATA[name]
 TABLES = [
     f"{RESULTS}/tables/{name}.{suffix}"
     for name in TABLE_DATA

@@ -19,7 +19,7 @@ rule train:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=lambda wildcards, attempt: JOB.memory_mb * min(attempt, 2),
+        mem_mb=job_memory,
         runtime=JOB.minutes,
         gpu=JOB.gpus,
     params:
