@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import Locator, NullLocator
 
 from sabr.errors import SabrError
 from sabr.report.style import Look, Style
@@ -52,6 +54,18 @@ def name_column(axes: Axes, dataset: str, eps: str, style: Style, columns: int) 
     """Title a panel with its setting, one of so many beside each other: in two lines where one would not fit."""
     name = style.setting(dataset, eps)
     axes.set_title(name.replace(", ", ",\n") if columns > _SETTINGS_IN_A_LINE else name)
+
+
+def width_for(settings: int, style: Style) -> float:
+    """Width in inches of a figure with so many settings beside each other: one column for one, a page for several."""
+    return style.widths.column if settings == 1 else style.widths.page
+
+
+def plain_ticks(axis: Axis, locator: Locator) -> None:
+    """Mark a logarithmic axis where the locator says, with numbers as they are spoken: 0.5, not 5 × 10⁻¹."""
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def finish(figure: Figure, title: str, handles: list[Any], columns: int | None = None) -> Figure:

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MultipleLocator
 
-from sabr.report.drawing import finish, handle_of, name_column, some
+from sabr.report.drawing import finish, handle_of, name_column, plain_ticks, some, width_for
 from sabr.report.stages import ROUND_LIMITS
 from sabr.report.style import Look, Style, styled
 
@@ -93,9 +93,8 @@ def time_limit(limits: pd.DataFrame, title: str, style: Style) -> Figure:
     means["percent"] = 100 * means["certified"] / means["images"]
     means["at_most"] = 100 * (means["certified"] + means["undecided"]) / means["images"]
     settings = list(means.groupby(["dataset", "eps"], sort=False))
-    width = style.widths.column if len(settings) == 1 else style.widths.page
     columns = 2 if len(settings) == 1 else 4
-    figure = Figure(figsize=(width, 2.8 + 0.16 * (means["method"].nunique() // columns + 1)))
+    figure = Figure(figsize=(width_for(len(settings), style), 2.8 + 0.16 * (means["method"].nunique() // columns + 1)))
     for axes, ((dataset, eps), part) in zip(
         figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True
     ):
@@ -107,9 +106,7 @@ def time_limit(limits: pd.DataFrame, title: str, style: Style) -> Figure:
         axes.set_xscale("log")
         axes.set_xlim(part["limit"].min(), 2 * longest)
         tens = [limit for limit in sorted(part["limit"].unique()) if f"{limit:e}".startswith("1.000000e")]
-        axes.xaxis.set_major_locator(FixedLocator(sorted({*tens[:: 1 if len(settings) == 1 else 2], *marked})))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        plain_ticks(axes.xaxis, FixedLocator(sorted({*tens[:: 1 if len(settings) == 1 else 2], *marked})))
         axes.set_xlabel("time limit, seconds")
         axes.set_ylim(-4, 104)
         name_column(axes, str(dataset), str(eps), style, len(settings))

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
 from sabr.errors import SabrError
-from sabr.report.drawing import errorbar, finish, handle_of, line_of, name_column, some
+from sabr.report.drawing import errorbar, finish, handle_of, line_of, name_column, plain_ticks, some, width_for
 from sabr.report.records import STAGE_COLUMNS, summary
 from sabr.report.style import Style, styled
 
@@ -75,8 +75,7 @@ def training_curves(histories: pd.DataFrame, title: str, style: Style) -> Figure
         One column wide for one setting, a page wide for several.
     """
     settings = list(some(histories).groupby("setting", sort=False))
-    width = style.widths.column if len(settings) == 1 else style.widths.page
-    figure = Figure(figsize=(width, 5.2))
+    figure = Figure(figsize=(width_for(len(settings), style), 5.2))
     panels = figure.subplots(4, len(settings), sharex="col", sharey="row", squeeze=False, height_ratios=[3, 3, 3, 1.6])
     names = ["training loss", "natural\naccuracy, %", "worst-case\naccuracy, %", "ε, % of\nthe largest"]
     for column, (setting, part) in enumerate(settings):
@@ -96,9 +95,7 @@ def training_curves(histories: pd.DataFrame, title: str, style: Style) -> Figure
         axes.set_ylabel(name)
     panels[0, 0].set_yscale("log")
     for axes in panels[0]:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
     figure.align_ylabels(panels[:, 0])
     looks = [style.method(method) for method in style.order(histories["method"])]
     return finish(figure, title, [handle_of(look) for look in looks], columns=3 if len(settings) == 1 else 6)
@@ -141,8 +138,7 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
     if not sweeps:
         raise SabrError("no method has results at two values of lambda; add some to run.lambda_sweep.values")
     stages = [column for column in STAGE_COLUMNS.values() if column in set(swept["measure"])]
-    width = style.widths.column if len(sweeps) == 1 else style.widths.page
-    figure = Figure(figsize=(width, 4.9))
+    figure = Figure(figsize=(width_for(len(sweeps), style), 4.9))
     panels = figure.subplots(2, len(sweeps), sharex="col", squeeze=False)
     reference = False
     for column, ((dataset, eps, family), part) in enumerate(sweeps):
@@ -162,9 +158,7 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
             upper.plot(ends, [value, value], color=look.colour, marker=look.marker, mfc="white", linewidth=0.6)
         values = sorted(part["lambda_ratio"].unique())
         lower.set_xscale("log")
-        lower.xaxis.set_major_locator(FixedLocator(values))
-        lower.xaxis.set_minor_locator(NullLocator())
-        lower.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        plain_ticks(lower.xaxis, FixedLocator(values))
         lower.set_xlabel("λ, size of the small box in units of ε")
         lower.set_ylim(-4, 104)
     panels[0, 0].set_ylabel("accuracy, %")

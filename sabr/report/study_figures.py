@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from sabr.report.drawing import finish, handle_of, line_of, name_column, some
+from sabr.report.drawing import finish, handle_of, line_of, name_column, plain_ticks, some, width_for
 from sabr.report.style import Style, styled
 from sabr.specs import parse_eps
 
@@ -63,9 +63,7 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
         axes.set_title(place)
         axes.set_yscale("log")
         axes.text(0.99, 0.97, "\n".join(said), transform=axes.transAxes, ha="right", va="top", fontsize=7)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5), numticks=8))
         axes.set_ylabel("mean cross-entropy")
     if said:
         shown = means[~means["method"].isin(cut.index)]
@@ -165,18 +163,14 @@ def box_sizes(table: pd.DataFrame, title: str, style: Style) -> Figure:
         lower.set_xlabel("input radius / ε")
         for axes in (upper, lower):
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=5))
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
+            plain_ticks(axes.xaxis, LogLocator(numticks=5))
         lower.axhline(1, color=_GREY, linewidth=0.9, linestyle=":")
     panels[0, 0].set_yscale("log")
     panels[0, 0].set_ylabel("mean radius behind ReLUs")
     growth = means["mean_radius"] / means["linear"]
     if growth.max() > _LOG_FROM * growth.min():
         panels[1, 0].set_yscale("log")
-        panels[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        panels[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panels[1, 0].yaxis.set_minor_locator(NullLocator())
+        plain_ticks(panels[1, 0].yaxis, LogLocator(subs=(1, 2, 5), numticks=8))
     panels[1, 0].set_ylabel("radius / linear growth")
     figure.align_ylabels(panels[:, 0])
     handles = [Line2D([], [], color=c, label=f"layer {layer}") for layer, c in zip(layers, colours, strict=True)]
@@ -206,8 +200,7 @@ def eps_curve(table: pd.DataFrame, title: str, style: Style) -> Figure:
     """
     measures = ("adversarial", "certified")
     settings = list(some(table).groupby(["dataset", "eps"], sort=False))
-    width = style.widths.column if len(settings) == 1 else style.widths.page
-    figure = Figure(figsize=(width, 4.6))
+    figure = Figure(figsize=(width_for(len(settings), style), 4.6))
     panels = figure.subplots(2, len(settings), sharex="col", sharey=True, squeeze=False)
     for column, ((dataset, eps), part) in enumerate(settings):
         unit = 255 if "/" in str(eps) else 1
