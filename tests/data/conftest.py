@@ -1,9 +1,12 @@
 import os
 import subprocess
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from data.serving import BODY, Handler
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,15 @@ def real_mirror(tmp_path_factory):
     mirror = tmp_path_factory.mktemp("mirror")
     subprocess.run([sys.executable, source, mirror], check=True, capture_output=True)
     return mirror
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        http.files, http.requests = {"file": BODY}, []
+        http.url = f"http://127.0.0.1:{http.server_port}"
+        yield http
+        http.shutdown()
+        thread.join()

@@ -4,169 +4,20 @@ import io
 import os
 import shutil
 import tarfile
-import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import torchvision
+from data.serving import DIGEST, left
 
 from sabr.data import index, sources
-from sabr.data.download import Digest, Unavailable, download
+from sabr.data.download import Digest, Unavailable
 from sabr.errors import SabrError
 
-BODY = bytes(range(256)) * 2000
-DIGEST = Digest("sha256", hashlib.sha256(BODY).hexdigest())
 FILES = {name: name.encode() * 50 for name in sources.MNIST}
 PINS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves server.files; the first folder of an address says how badly."""
-
-    def do_GET(self):
-        _, manner, name = self.path.split("/", 2)
-        body = self.server.files[name]
-        asked, same = self.headers.get("Range"), self.headers.get("If-Range", '"v1"') == '"v1"'
-        self.server.requests.append((manner, asked, self.headers.get("If-Range")))
-        start = 0
-        if manner == "unsatisfiable" and asked:
-            return self.answer(416, b"")
-        if manner == "corrupt":
-            body = b"x" + body[1:]
-        if manner == "short":
-            body = body[:-1]
-        if asked and same and manner in ("good", "breaks", "corrupt"):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        end = start + 200_000 if manner in ("breaks", "truncates") else len(body)
-        return self.answer(206 if start else 200, body[start:end], len(body) - start, start)
-
-    def answer(self, status, data, length=0, start=0):
-        self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        self.send_header("ETag", '"v1"')
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{start + length}")
-        self.end_headers()
-        self.wfile.write(data)
-        self.close_connection = True
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        http.files, http.requests = {"file": BODY}, []
-        http.url = f"http://127.0.0.1:{http.server_port}"
-        yield http
-        http.shutdown()
-        thread.join()
-
-
-def left(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_download_and_not_again(server, tmp_path):
-    for _ in range(2):
-        assert download(f"{server.url}/good/file", tmp_path / "file", DIGEST).read_bytes() == BODY
-    assert server.requests == [("good", None, None)]
-    assert left(tmp_path) == ["file"]
-
-
-def test_broken_connection_is_resumed(server, tmp_path):
-    download(f"{server.url}/breaks/file", tmp_path / "file", DIGEST)
-    assert (tmp_path / "file").read_bytes() == BODY
-    assert server.requests == [
-        ("breaks", None, None),
-        ("breaks", "bytes=200000-", '"v1"'),
-        ("breaks", "bytes=400000-", '"v1"'),
-    ]
-    assert left(tmp_path) == ["file"]
-
-
-def test_part_of_an_earlier_run_is_resumed(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(BODY[:1000])
-    download(f"{server.url}/good/file", tmp_path / "file", DIGEST)
-    assert server.requests == [("good", "bytes=1000-", None)]
-    assert left(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("manner", ["ignores", "unsatisfiable"])
-def test_server_without_range_starts_again(server, tmp_path, manner):
-    (tmp_path / "file.part").write_bytes(b"old" * len(BODY))
-    download(f"{server.url}/{manner}/file", tmp_path / "file", DIGEST)
-    assert (tmp_path / "file").read_bytes() == BODY
-    assert server.requests[0][1] == f"bytes={3 * len(BODY)}-"
-
-
-def test_part_of_another_version_starts_again(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(b"old")
-    (tmp_path / "file.part.etag").write_text('"v0"')
-    download(f"{server.url}/good/file", tmp_path / "file", DIGEST)
-    assert (tmp_path / "file").read_bytes() == BODY
-    assert server.requests == [("good", "bytes=3-", '"v0"')]
-
-
-def test_wrong_part_is_thrown_away_once(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(b"old")
-    download(f"{server.url}/good/file", tmp_path / "file", DIGEST)
-    assert (tmp_path / "file").read_bytes() == BODY
-    assert [asked for _, asked, _ in server.requests] == ["bytes=3-", None]
-
-
-def test_truncating_server_is_given_up_and_its_part_kept(server, tmp_path):
-    with pytest.raises(Unavailable, match="truncates/file"):
-        download(f"{server.url}/truncates/file", tmp_path / "file", DIGEST)
-    assert len(server.requests) == 3
-    assert (tmp_path / "file.part").read_bytes() == BODY[:200_000]
-    assert not (tmp_path / "file").exists()
-    download(f"{server.url}/good/file", tmp_path / "file", DIGEST)
-    assert server.requests[-1] == ("good", "bytes=200000-", '"v1"')
-
-
-@pytest.mark.parametrize("manner", ["corrupt", "short"])
-def test_wrong_bytes_are_deleted(server, tmp_path, manner):
-    with pytest.raises(Unavailable, match="wrong sha256"):
-        download(f"{server.url}/{manner}/file", tmp_path / "file", DIGEST)
-    assert left(tmp_path) == []
-
-
-def test_two_downloads_at_once(server, tmp_path):
-    errors = []
-
-    def run():
-        try:
-            download(f"{server.url}/breaks/file", tmp_path / "file", DIGEST)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert (tmp_path / "file").read_bytes() == BODY
-
-
-def test_unreachable_server_fails_at_once(server, tmp_path):
-    start = time.monotonic()
-    with pytest.raises(Unavailable):
-        download("http://127.0.0.1:9/file", tmp_path / "file", DIGEST)
-    assert time.monotonic() - start < 5
-
-
-def test_unwritable_folder_is_not_the_source_s_fault(server, tmp_path):
-    (tmp_path / "folder").write_text("a file")
-    with pytest.raises(SabrError, match="cannot write"):
-        download(f"{server.url}/good/file", tmp_path / "folder" / "file", DIGEST)
 
 
 @pytest.fixture
