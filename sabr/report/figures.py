@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
 from sabr.errors import SabrError
 from sabr.report.drawing import errorbar, finish, handle_of, line_of, name_column, plain_ticks, some, width_for
-from sabr.report.records import STAGE_COLUMNS, summary
+from sabr.report.records import STAGE_COLUMNS, described, summary
 from sabr.report.style import Style, styled
 
 _MAIN = ("natural", "adversarial", "certified")
@@ -111,7 +111,7 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
         What `records.collect` returns. Drawn are methods with at least two values of lambda in one setting, where
         "sabr-lambda-0.1" counts as "sabr"; a method of the objective ibp in that setting is drawn as a reference.
     title
-        Says the scale.
+        As `records.described` takes it.
     style
         Labels, colours.
 
@@ -167,10 +167,12 @@ def lambda_sweep(records: pd.DataFrame, title: str, style: Style) -> Figure:
     handles = [handle_of(style.measure(measure)) for measure in _MAIN]
     if reference:
         handles.append(Line2D([], [], color="#555555", marker="o", mfc="white", linewidth=0.6, label="IBP (no λ)"))
+    drawn = records.merge(pd.concat([part for _, part in sweeps])[["dataset", "eps", "method"]].drop_duplicates())
     bottom, top = panels[0, 0].get_ylim()
     panels[0, 0].set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend above the data
     panels[0, 0].legend(handles=handles, loc="upper center", ncols=2)
-    return finish(figure, title, [handle_of(style.measure(stage)) for stage in stages], columns=3)
+    handles = [handle_of(style.measure(stage)) for stage in stages]
+    return finish(figure, described(drawn, title), handles, columns=3)
 
 
 def _family(table: pd.DataFrame) -> "pd.Series[str]":

@@ -14,6 +14,8 @@ from sabr.report.style import Style
 from sabr.specs import DatasetName, first_problem, parse_eps
 
 Part = Literal["main", "sweep", "ablation", "shrinking", "widths", "long"]
+# Other choices of networks.
+Choice = Literal["studied", "first seeds", "all"]
 
 _NETWORK = ["dataset", "eps", "method", "seed"]
 
@@ -67,8 +69,21 @@ class Outline(Strict):
         """One line per network: dataset, eps, method, seed, parts."""
         return pd.DataFrame([row.model_dump() for row in self.rows])
 
-    def of(self, part: Part) -> pd.DataFrame:
-        """Networks of a part: dataset, eps, method, seed, in the order of the plan; none, if it is not planned."""
+    def of(self, part: Part | Choice) -> pd.DataFrame:
+        """Networks of a part, or a choice of them: dataset, eps, method, seed, in the order of the plan; maybe none.
+
+        "studied": those of the ablation, else Table 1's of the first setting; "first seeds": Table 1's, one of each
+        method and setting.
+        """
+        if part == "all":
+            return self.table[_NETWORK]
+        if part == "first seeds":
+            return self.of("main").drop_duplicates(["dataset", "eps", "method"]).reset_index(drop=True)
+        if part == "studied":
+            main = self.of("main")
+            first = (main["dataset"] == main["dataset"].iloc[0]) & (main["eps"] == main["eps"].iloc[0])
+            compared = self.of("ablation")
+            return main[first].reset_index(drop=True) if compared.empty else compared
         table = self.table
         chosen = table[[part in parts for parts in table["parts"]]]
         return chosen[_NETWORK].reset_index(drop=True)

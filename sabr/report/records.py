@@ -1,5 +1,6 @@
 """All recorded results as one tidy table, with provenance."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,31 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
             lines.append((*names, measure, value, low, high, deviation, len(group), images))
     columns = [*keys, "measure", "value", "low", "high", "deviation", "seeds", "images"]
     return pd.DataFrame(lines, columns=columns).astype({"lambda_ratio": "float64", "deviation": "float64"})
+
+
+def described(records: pd.DataFrame, title: str) -> str:
+    """The scale in words, with the networks, images and epochs of these records alone.
+
+    Parameters
+    ----------
+    records
+        What `collect` returns, or a part of it; not empty.
+    title
+        That of the whole run, "SCALE: ..., first 1,000 test images", whose networks may be other ones.
+    """
+    full = [DATASETS[dataset].train_images for dataset in records["dataset"]]
+    trained = {0 if own == all_ else own for own, all_ in zip(records["train_images"], full, strict=True)}
+    networks = "/".join(sorted(set(records["architecture"])))
+    kind = re.search(r"[0-9] ([a-z ]+images)$", title)
+    return (
+        f"{title.partition(':')[0]}: {networks}, {_words(trained)} training images, {_words(set(records['epochs']))} "
+        f"epochs, first {_words(set(records['images']))} {kind.group(1) if kind else 'images'}"
+    )
+
+
+def _words(counts: set[int]) -> str:
+    """Counts in increasing order; 0: all of them."""
+    return " / ".join(f"{count:,}" if count else "all" for count in sorted(counts))
 
 
 def _one_scale(rows: Sequence[Row]) -> None:

@@ -120,6 +120,41 @@ def test_costs_add_up(sources: Callable[..., build.Sources]) -> None:
     assert "complete verifier: at most " in page
 
 
+def test_captions_are_about_their_own_networks(
+    sources: Callable[..., build.Sources], make_row: MakeRow, plan: Callable[..., Any]
+) -> None:
+    rows = [
+        make_row("sabr", seed=2),
+        make_row("sabr", seed=3),
+        make_row("sabr-long", seed=4, dataset="cifar10", eps="2_255", images=30),
+    ]
+    place = "mnist-eps-0.1/sabr"
+    networks = (f"{place}/2", f"{place}/3", "cifar10-eps-2_255/sabr-long/4/long")
+    given = sources()
+    figure = given.figures["accuracies"]
+    figures = dict.fromkeys(("accuracies", "eps-curve", "loss-lambda", "lambda-sweep", "box-growth"), figure)
+    tables = dict.fromkeys(("table1", "long", "times"), given.tables["table1"])
+    found = records.collect(rows)
+    page = build.build(
+        sources(
+            outline=plan(*networks, title="tiny: t"),
+            records=found,
+            limits=stages.limits(rows),
+            tables=tables,
+            figures=figures,
+        )
+    )
+    made = {name: page.partition(f'id="{name}"')[2].partition("</figcaption>")[0] for name in (*tables, *figures)}
+    trained = "Tiny: cnn-small, all training images, 3 epochs"
+    assert f"{trained}, first 20 images; seeds 2, 3; complete verifier: at most" in made["table1"]
+    assert f"{trained}, first 30 images; seed 4; complete verifier: at most" in made["long"]
+    assert f"{trained}, first 20 / 30 images; seeds 2, 3, 4; complete" in made["times"]
+    assert made["eps-curve"].endswith(f"{trained}; images: as its title says; seed 2.</p>")
+    assert made["loss-lambda"].endswith(f"{trained}; images: as its title says; seeds 2, 3.</p>")
+    assert made["lambda-sweep"].endswith("Tiny: t.</p>")  # without results of its own
+    assert made["box-growth"].endswith("The same for every run and scale.</p>")
+
+
 def test_mistakes_are_told(sources: Callable[..., build.Sources], tmp_path: Path) -> None:
     (tmp_path / "unknown.png").write_bytes(b"")
     with pytest.raises(SabrError, match="no caption for unknown"):

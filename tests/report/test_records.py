@@ -187,6 +187,18 @@ def test_summary_of_one_seed_and_of_several(make_row: MakeRow) -> None:
     assert both.seeds == 2
 
 
+def test_the_scale_in_words_is_that_of_the_records(make_row: MakeRow) -> None:
+    found = records.collect([make_row("sabr"), make_row("sabr", dataset="cifar10", eps="2_255", images=1200)])
+    found.loc[1, ["architecture", "train_images", "epochs"]] = ["cnn-small-wide", 20_000, 40]
+    title = "tiny scale: cnn7, all training images, 160 epochs, first 9 / 10,000 validation images"
+    assert records.described(found, title) == (
+        "tiny scale: cnn-small/cnn-small-wide, all / 20,000 training images, 3 / 40 epochs, first 20 / 1,200 "
+        "validation images"
+    )
+    one = "tiny: cnn-small, all training images, 3 epochs, first 20 images"
+    assert records.described(found[:1], "tiny") == one
+
+
 def test_interval_known_value() -> None:
     # Wilson, 1927: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.959964
     assert records.interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)

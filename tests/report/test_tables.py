@@ -157,7 +157,7 @@ def test_every_table_in_every_form(every_table: dict[str, Table]) -> None:
         assert inner.startswith('<p class="caption">') and inner.endswith("</div>") and "<body" not in inner
         assert not re.findall(r"(?:src|href)=", page)
         assert layout.to_markdown(made).startswith(made.caption)
-        assert SCALE in made.caption
+        assert SCALE.partition(":")[0] in made.caption
         assert set(pd.read_csv(io.StringIO(layout.to_csv(made)))["scale"]) == {SCALE}
 
 
@@ -212,6 +212,13 @@ def test_without_published_numbers_and_without_results(
     for build, empty in ((studies.table3, alignment().iloc[:0]), (studies.table4, states().iloc[:0])):
         with pytest.raises(SabrError, match="run that study"):
             build(empty, here)
+
+
+def test_captions_say_how_these_networks_were_trained(every_table: dict[str, Table]) -> None:
+    assert SCALE in every_table["table1"].caption
+    own = "(tiny scale: cnn-small, all training images, 3 epochs, first 20 images)."
+    assert every_table["widths"].caption.endswith(own)
+    assert every_table["times"].caption.endswith("first 20 / 30 images).")
 
 
 def test_table_2_is_about_sabr_and_distance_nets(every_table: dict[str, Table]) -> None:

@@ -17,6 +17,7 @@ from sabr.errors import SabrError
 from sabr.files import read_json
 from sabr.report.outline import Outline, missing, present
 from sabr.report.page.captions import Captions, Item
+from sabr.report.records import described
 from sabr.report.style import Style
 from sabr.report.tables.layout import fragment
 from sabr.report.tables.times import duration
@@ -70,7 +71,7 @@ def build(sources: Sources) -> str:
     uncaptioned = sorted({*sources.tables, *sources.figures} - set(sources.captions.names))
     if uncaptioned:
         raise SabrError(f"config/report.yaml has no caption for {uncaptioned[0]}; add an item to one of its sections")
-    planned = sources.outline.table[["dataset", "eps", "method", "seed"]]
+    planned = sources.outline.of("all")
     found = present(sources.records, planned)
     facts = _facts(found, sources.limits)
     environment = jinja2.Environment(
@@ -86,8 +87,6 @@ def build(sources: Sources) -> str:
         claims=sources.claims,
         css=Markup(_text("page.css")),
         facts=facts,
-        whole=f"{sources.outline.title}; {facts}",
-        studied=f"{sources.outline.title.partition(', first ')[0]}; images: as its title says; {_seeds(found)}",
         missing=missing(sources.records, planned, sources.style),
         sections=[
             {"title": section.title, "slug": _slug(section.title), "items": items}
@@ -129,7 +128,7 @@ def _item(item: Item, sources: Sources) -> dict[str, Any] | None:
     if item.name not in files:
         return None
     path = files[item.name]
-    shown: dict[str, Any] = {"item": item, "slug": item.name}
+    shown: dict[str, Any] = {"item": item, "slug": item.name, "facts": _about(item, sources)}
     try:
         if item.kind == "table":
             return shown | {"html": Markup(fragment(path.read_text(encoding="utf-8")))}
@@ -145,6 +144,21 @@ def _item(item: Item, sources: Sources) -> dict[str, Any] | None:
         "shown": round(inches * 96 * _ENLARGED),
         "wide": inches > 5,
     }
+
+
+def _about(item: Item, sources: Sources) -> str:
+    """Scale, seeds, images and time limits of the networks that an item is about."""
+    if item.networks == "none":
+        return "the same for every run and scale"
+    outline = sources.outline
+    planned = outline.of(item.networks)
+    found = present(sources.records, planned)
+    if found.empty:
+        return outline.title
+    scale = described(found, outline.title)
+    if item.own_images:
+        return f"{scale.rpartition(', first ')[0]}; images: as its title says; {_seeds(found)}"
+    return f"{scale}; {_facts(found, present(sources.limits, planned))}"
 
 
 def _size(content: bytes, path: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.methods import Strict
+from sabr.report.outline import Choice, Part
 from sabr.specs import first_problem
 
 
@@ -22,9 +23,10 @@ class Item(Strict):
         What to look at.
     made
         How it was made, and its limits.
-    independent
-        Whether it is the same for every run and scale.
-    studied
+    networks
+        Which ones it is about: a part of the plan; those that are studied; Table 1's of the first seed; all; or none,
+        as it is the same for every run and scale.
+    own_images
         Whether it is about the images of a study, whose number it says itself, not about those that were certified.
     """
 
@@ -33,8 +35,8 @@ class Item(Strict):
     title: str = Field(min_length=1)
     look: str = Field(min_length=1)
     made: str = Field(min_length=1)
-    independent: bool = False
-    studied: bool = False
+    networks: Part | Choice | Literal["none"] = "main"
+    own_images: bool = False
 
 
 class Section(Strict):

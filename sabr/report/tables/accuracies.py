@@ -6,7 +6,7 @@ import pandas as pd
 
 from sabr.errors import SabrError
 from sabr.report.outline import Part, missing, present
-from sabr.report.records import MEASURES, STAGE_COLUMNS, summary
+from sabr.report.records import MEASURES, STAGE_COLUMNS, described, summary
 from sabr.report.style import Style
 from sabr.report.tables.layout import MISSING, NOTHING, Column, Context, Table
 
@@ -97,8 +97,10 @@ def _table(
             cells += [_cell(own_line, measure, otherwise) for measure in further]
             rows.append((style.method(method).label + ("" if is_ours else " (published)"), *cells))
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
+    # The title of the run is about Table 1.
+    scale = outline.title if part == "main" else described(present(records, planned), outline.title)
     notes = [*missing(records, planned, style), *_notes(numbers)]
-    return Table(title, _caption(ours, style), tuple(columns), tuple(groups), tuple(notes), numbers)
+    return Table(title, _caption(ours, scale, style), tuple(columns), tuple(groups), tuple(notes), numbers)
 
 
 def _numbers(records: pd.DataFrame, published: pd.DataFrame, planned: pd.DataFrame, scale: str) -> pd.DataFrame:
@@ -134,8 +136,8 @@ def _cell(numbers: pd.DataFrame, measure: str, otherwise: str) -> str:
     return f"{value} [{number['low']:.{digits}f}, {number['high']:.{digits}f}]"
 
 
-def _caption(ours: pd.DataFrame, style: Style) -> str:
-    caption = f"Natural, adversarial and certified accuracy in % ({ours['scale'].iloc[0]})."
+def _caption(ours: pd.DataFrame, scale: str, style: Style) -> str:
+    caption = f"Natural, adversarial and certified accuracy in % ({scale})."
     counts = ours.drop_duplicates(["dataset", "eps"])
     if counts["images"].nunique() > 1:
         judged = (f"{c.images:,} for {style.setting(str(c.dataset), str(c.eps))}" for c in counts.itertuples())

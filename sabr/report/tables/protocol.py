@@ -29,7 +29,7 @@ def hyper_parameters(parameters: pd.DataFrame, context: Context) -> Table:
         When none of the planned networks is in `parameters`.
     """
     outline, style = context.outline, context.style
-    planned = outline.table[["dataset", "eps", "method", "seed"]]
+    planned = outline.of("all")
     found = present(parameters, planned)
     if found.empty:
         raise SabrError("there are no networks to show the hyper-parameters of; train and certify one first")
@@ -53,7 +53,7 @@ def hyper_parameters(parameters: pd.DataFrame, context: Context) -> Table:
             for label in _COLUMNS
         ),
     )
-    caption = f"Hyper-parameters ({outline.title})."
+    caption = f"Hyper-parameters of all networks ({outline.title.partition(':')[0]})."
     numbers = found.assign(scale=outline.title)
     return Table("Hyper-parameters", caption, columns, tuple(groups), tuple(notes), numbers)
 

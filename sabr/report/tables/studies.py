@@ -27,7 +27,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
         When none of the planned networks is in `alignment`.
     """
     outline, published, style = context.outline, context.published, context.style
-    planned = _studied(outline)
+    planned = outline.of("studied")
     found = _some(present(alignment, planned), "gradient alignment")
     means = _over_seeds(found, [*_KEYS, "loss", "at"], ["cosine"], outline.title)
     columns = [Column("network", words=True), Column("robust loss", words=True)]
@@ -60,7 +60,7 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
     Parameters and errors as of `table3`, with `states` the gathered study relu-states.
     """
     outline, published, style = context.outline, context.published, context.style
-    planned = _studied(outline)
+    planned = outline.of("studied")
     found = _some(present(states, planned), "ReLU states")
     found = found[found["layer"] == "all"]
     kinds = ("active", "inactive", "unstable")
@@ -92,16 +92,6 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
         *_notes(means, context, ("unstable_region",)),
     ]
     return Table("Table 4", caption, tuple(columns), tuple(groups), tuple(notes), means)
-
-
-def _studied(outline: Outline) -> pd.DataFrame:
-    """Networks that are studied: those of the ablation, else Table 1's of the first setting."""
-    planned = outline.of("ablation")
-    if planned.empty:
-        planned = outline.of("main")
-        first = planned.iloc[0]
-        planned = planned[(planned["dataset"] == first["dataset"]) & (planned["eps"] == first["eps"])]
-    return planned
 
 
 def _some(found: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import pandas as pd
 
 from sabr.errors import SabrError
 from sabr.report.outline import missing, present
+from sabr.report.records import described
 from sabr.report.style import Style
 from sabr.report.tables.layout import MISSING, NOTHING, Column, Context, Table
 
@@ -26,7 +27,7 @@ def times(records: pd.DataFrame, context: Context) -> Table:
         When none of the planned networks is in `records`.
     """
     outline, published, style = context.outline, context.published, context.style
-    planned = outline.table[["dataset", "eps", "method", "seed"]]
+    planned = outline.of("all")
     found = present(records, planned)
     if found.empty:
         raise SabrError("there are no results to show the times of; train and certify a network first")
@@ -56,7 +57,8 @@ def times(records: pd.DataFrame, context: Context) -> Table:
             cells = _cells(line) if len(line) else 7 * (MISSING,)
             rows.append((style.method(method).label, *cells, _quoted(beside[beside["method"] == method])))
         groups.append((style.setting(str(dataset), str(eps)), tuple(rows)))
-    caption = f"Time that training, the quick attack and certification took, mean over seeds ({outline.title})."
+    caption = "Time that training, the quick attack and certification took, mean over seeds "
+    caption += f"({described(found, outline.title)})."
     return Table("Times", caption, columns, tuple(groups), tuple(_notes(found, theirs, planned, style)), numbers)
 
 
