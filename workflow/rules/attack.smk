@@ -21,8 +21,8 @@ rule attack:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=job_memory,
-        runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
+        mem_mb=growing(JOB.memory_mb),
+        runtime=growing(JOB.minutes),
         gpu=JOB.gpus,
     params:
         data=data_folder,

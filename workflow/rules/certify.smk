@@ -25,7 +25,7 @@ rule certify:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=job_memory,
+        mem_mb=growing(JOB.memory_mb),
         runtime=JOB.minutes,
         gpu=JOB.gpus,
     params:

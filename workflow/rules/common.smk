@@ -158,9 +158,9 @@ def present(rows):
     return [row for row in rows if row.path in ROWS]
 
 
-def job_memory(wildcards, attempt):
-    """What a job that trains, attacks, certifies or studies may use: twice as much from the second attempt on."""
-    return JOB.memory_mb * min(attempt, 2)
+def growing(amount):
+    """A resource of a job that is tried again: `amount`, and twice as much from the second time on."""
+    return lambda wildcards, attempt: amount * min(attempt, 2)
 
 
 def data_folder(wildcards, input):

@@ -76,8 +76,8 @@ rule study_network:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=job_memory,
-        runtime=lambda wildcards, attempt: JOB.minutes * min(attempt, 2),
+        mem_mb=growing(JOB.memory_mb),
+        runtime=growing(JOB.minutes),
         gpu=JOB.gpus,
     params:
         study="{study}",

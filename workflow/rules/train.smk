@@ -19,7 +19,7 @@ rule train:
         ENV
     threads: JOB.threads
     resources:
-        mem_mb=job_memory,
+        mem_mb=growing(JOB.memory_mb),
         runtime=JOB.minutes,
         gpu=JOB.gpus,
     params:
