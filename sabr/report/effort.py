@@ -35,7 +35,7 @@ def cascade(stages: pd.DataFrame, title: str, style: Style) -> Figure:
     -------
     Figure
         A page wide; a row of panels for each setting, means over seeds. Images, from the left: certified by each
-        stage, unknown, refuted (hatched) by each stage, misclassified. Time: share of each stage, with the seconds for
+        stage, unknown, refuted (striped) by each stage, misclassified. Time: share of each stage, with the seconds for
         each test image beside the bar.
     """
     some(stages)
@@ -65,8 +65,8 @@ def cascade(stages: pd.DataFrame, title: str, style: Style) -> Figure:
     panels[-1, 1].set_xlabel("time, %; beside it: seconds for each test image")
     shown = set(stages["stage"]) | {"unknown", "misclassified"}
     looks = [look for name, look in style.stages.items() if name in shown]
-    handles = [Patch(facecolor=look.colour, label=look.label, **_EDGE) for look in looks]
-    refuted = Patch(facecolor="none", hatch=_HATCH, label="hatched: refuted", **_EDGE)
+    handles = [Patch(facecolor=look.colour, hatch=look.hatch, label=look.label, **_EDGE) for look in looks]
+    refuted = Patch(facecolor="none", hatch=_HATCH, label="striped: refuted", **_EDGE)
     return finish(figure, title, [*handles, refuted], columns=4)
 
 
@@ -137,8 +137,9 @@ def _stack(axes: Axes, place: int, parts: list[tuple[str, float, bool]], whole: 
     for name, size, hatched in parts:
         width = 100 * size / whole if whole else 0.0
         if width:
-            bar: dict[str, Any] = _EDGE | ({"hatch": _HATCH} if hatched else {})
-            axes.barh(place, width, left=left, height=0.7, color=style.stage(name).colour, **bar)
+            look = style.stage(name)
+            bar: dict[str, Any] = _EDGE | {"hatch": _HATCH if hatched else look.hatch}
+            axes.barh(place, width, left=left, height=0.7, color=look.colour, **bar)
         left += width
 
 

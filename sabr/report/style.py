@@ -23,12 +23,13 @@ P = ParamSpec("P")
 
 
 class Look(Strict):
-    """Label of one method, measure or stage, and the colour, marker and line style that it is drawn with."""
+    """Label of one method, measure or stage, and the colour, marker and line style, or hatch, that it is drawn with."""
 
     label: str = Field(min_length=1)
     colour: str = Field("#7F7F7F", pattern=r"^#[0-9A-Fa-f]{6}$")
     marker: Literal["o", "s", "^", "v", "<", "D", "P", "X", "h", "x", "*"] = "*"
     line: Literal["-", "--", "-.", ":"] = "-"
+    hatch: Literal["", "...."] = ""
 
 
 class Widths(Strict):
