@@ -20,6 +20,8 @@ _CLASSES = {
     "cifar10": "airplane car bird cat deer dog frog horse ship truck".split(),
 }
 _ROWS = ("image", "change", "counterexample")
+# So many strips below each other fit a page.
+_STRIPS = 3
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -63,20 +65,23 @@ def examples(found: pd.DataFrame, title: str, style: Style) -> Figure:
     Returns
     -------
     Figure
-        A page wide. Changes are shown from -eps (blue) to eps (red), the largest of an image's channels. Above: the
+        A page wide; of more than three networks two stand side by side, with half as many images, as a page is not
+        longer. Changes are shown from -eps (blue) to eps (red), the largest of an image's channels. Above: the
         true class; below: the class that the network sees, and what found the counterexample.
     """
     strips = list(some(found).groupby(["dataset", "eps", "method", "seed"], sort=False))
-    columns = max(len(part) for _, part in strips)
-    size = min(0.8, (style.widths.page - 0.6) / columns)
-    figure = Figure(figsize=(style.widths.page, 0.45 + len(strips) * (3 * size + 0.75)))
-    outer = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
-    for strip, ((dataset, eps, method, _), part) in zip(outer, strips, strict=True):
+    beside = 1 if len(strips) <= _STRIPS else 2
+    columns = -(-max(len(part) for _, part in strips) // beside)
+    size = min(0.8, (style.widths.page / beside - 0.6) / columns)
+    rows = -(-len(strips) // beside)
+    figure = Figure(figsize=(style.widths.page, 0.45 + rows * (3 * size + 0.75)))
+    outer = figure.subfigures(rows, beside, squeeze=False).flat
+    for strip, ((dataset, eps, method, _), part) in zip(outer, strips, strict=False):
         strip.suptitle(f"{style.setting(str(dataset), str(eps))}, {style.method(str(method)).label}", fontsize=8)
         panels = strip.subplots(3, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        for place, line in enumerate(part.to_dict("records")):
+        for place, line in enumerate(part.head(columns).to_dict("records")):
             _example(panels[:, place], {str(key): value for key, value in line.items()}, style)
         for axes, name in zip(panels[:, 0], _ROWS, strict=True):
             place_ = {"transform": axes.transAxes, "rotation": 90, "verticalalignment": "center"}

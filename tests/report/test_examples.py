@@ -122,6 +122,15 @@ def test_drawn(tmp_path: Path, looks: style.Style) -> None:
         examples.examples(pd.DataFrame(columns=list(examples.FIELDS)), "t", looks)
 
 
+def test_many_networks_fit_a_page(tmp_path: Path, looks: style.Style) -> None:
+    five = [line | {"seed": seed} for seed in range(5) for line in 8 * lines()[:1]]
+    counterexamples.write(five, tmp_path / "examples.npz")
+    figure = examples.examples(examples.read(tmp_path / "examples.npz"), "tiny scale", looks)
+    assert figure.get_figheight() < 10
+    drawn = [sum(bool(axes.images) for axes in part.axes) for part in figure.subfigs]
+    assert drawn == 5 * [12] + [0]  # four images each: before, change, after
+
+
 def test_natural_against_certified(make_row: MakeRow, tmp_path: Path, looks: style.Style) -> None:
     good = {"certified": (10, 3, 2)}
     folders = [make_row("sabr", **good), make_row("ibp", **good), make_row("pgd", certified=(1,))]
