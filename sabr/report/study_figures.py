@@ -27,7 +27,7 @@ _LOSSES = {"standard": "standard", "adversarial": "adversarial-loss", "box": "bo
 
 @styled
 def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
-    """Standard, adversarial and Box loss against the size of the region: colour says the method, line style the loss.
+    """Standard, adversarial and Box loss against the size of the region: colour and marker say the method.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
     Returns
     -------
     Figure
-        One column wide; means over seeds, with the range of the seeds shaded. Upper panel: the region lies around the
-        adversarial point, as in SABR's training; lower panel: around the image.
+        One column wide; means over seeds, with the range of the seeds shaded; line styles say the loss. Upper panel:
+        the region lies around the adversarial point, as in SABR's training; lower panel: around the image.
     """
     means = _over_seeds(table, ["lambda_ratio"])
     figure = Figure(figsize=(style.widths.column, 4.6))
@@ -53,13 +53,14 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
     said = [f"{style.method(method).label}: Box loss up to {cut[method]:,.0f}" for method in methods if method in cut]
     for axes, (place, losses) in zip(panels, _PLACES.items(), strict=True):
         for method in methods:
-            line, colour = means[means["method"] == method], style.method(method).colour
+            line, own = means[means["method"] == method], style.method(method)
             for loss in losses:
                 look = style.measure(_LOSSES[loss.removeprefix("centred_")])
-                axes.plot(line["lambda_ratio"], line[loss], color=colour, linestyle=look.line)
+                drawn = line_of(own) | {"linestyle": look.line, "markersize": 3.5, "markevery": 0.2}
+                axes.plot(line["lambda_ratio"], line[loss], **drawn)
                 if (line[f"{loss}_low"] < line[f"{loss}_high"]).any():
                     ends = line[f"{loss}_low"], line[f"{loss}_high"]
-                    axes.fill_between(line["lambda_ratio"], *ends, color=colour, alpha=0.2, linewidth=0)
+                    axes.fill_between(line["lambda_ratio"], *ends, color=own.colour, alpha=0.2, linewidth=0)
         axes.set_title(place)
         axes.set_yscale("log")
         axes.text(0.99, 0.97, "\n".join(said), transform=axes.transAxes, ha="right", va="top", fontsize=7)
@@ -70,9 +71,7 @@ def loss_lambda(table: pd.DataFrame, title: str, style: Style) -> Figure:
         panels[-1].set_ylim(top=2 * max(shown["box"].max(), means["adversarial"].max()))
     panels[-1].set_xlim(0, 1)
     panels[-1].set_xlabel("λ, size of the region in units of ε")
-    handles = [
-        Line2D([], [], color=style.method(method).colour, label=style.method(method).label) for method in methods
-    ]
+    handles = [handle_of(style.method(method), line="") for method in methods]
     for loss in _LOSSES.values():
         look = style.measure(loss)
         handles.append(Line2D([], [], color=_GREY, linestyle=look.line, label=look.label))

@@ -159,6 +159,15 @@ def test_losses_are_means_over_seeds(drawn: dict[str, Figure], looks: style.Styl
     assert upper.get_yscale() == "log" and len(upper.collections) == 9  # the range of seeds, shaded
 
 
+def test_losses_of_methods_differ_without_colour(drawn: dict[str, Figure], looks: style.Style) -> None:
+    figure = drawn["loss_lambda"]
+    styles = [(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(set(styles)) == len(styles) == 3 * len(METHODS)
+    legend = figure.legends[0]
+    entries = dict(zip((text.get_text() for text in legend.texts), legend.legend_handles, strict=True))
+    assert all(entries[looks.method(name).label].get_marker() == looks.method(name).marker for name in METHODS)
+
+
 def test_a_box_loss_far_above_all_others_leaves_the_panel_and_is_told(looks: style.Style) -> None:
     table = losses(seeds=(1,))
     table.loc[table["method"] == "pgd", ["box", "centred_box"]] *= 1000
