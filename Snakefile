@@ -13,12 +13,12 @@ if CHECKPOINTS:
 
     include: "workflow/rules/checkpoints.smk"
 
-else:
+elif not PLAN.config.partial:
 
     include: "workflow/rules/train.smk"
 
 
-if len(KEPT) < len(ROWS):
+if not PLAN.config.partial and len(KEPT) < len(ROWS):
 
     include: "workflow/rules/attack.smk"
     include: "workflow/rules/certify.smk"

@@ -6,11 +6,14 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json, write_text
 from sabr.specs import TrainingSpec, differing_keys, read_spec
+
+if TYPE_CHECKING:
+    from sabr.config import Row
 
 OUTLINE = "outline.json"
 # Of each row, in the order of the workflow; counterexamples and shards stay behind. Large tables are kept compressed.
@@ -62,6 +65,29 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
             "checkpoints"
         )
     return {**config, "scale": outline["scale"], "overrides": outline["overrides"]}
+
+
+def as_asked(rows: Mapping[str, "Row"], folder: Path) -> list[str]:
+    """Those of the rows, by their paths, whose network in `folder` was trained and certified as they ask for.
+
+    Raises
+    ------
+    SabrError
+        When a sidecar cannot be read.
+    """
+
+    def sidecar(path: Path) -> dict[str, Any]:
+        content = read_json(path) if path.is_file() else None
+        return content if isinstance(content, dict) else {}
+
+    chosen = []
+    for path, row in rows.items():
+        model, judged = (sidecar(folder / path / name) for name in ("model.json", "verdicts.json"))
+        found = (model.get("spec"), judged.get("certification"), judged.get("model_sha256"))
+        asked = (row.training.model_dump(mode="json"), row.certification.model_dump(mode="json"), model.get("sha256"))
+        if found == asked:
+            chosen.append(path)
+    return chosen
 
 
 def finished(rows: Iterable[str], folder: Path) -> list[str]:

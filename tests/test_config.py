@@ -102,6 +102,7 @@ def test_shards_cover_every_image_once():
             {"colour": 1},
             "config/config.yaml: colour: unknown key; allowed: scale, results, checkpoints, partial, data, overrides",
         ),
+        ({"partial": "perhaps"}, "config/config.yaml: partial: 'perhaps' is not allowed"),
         ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
         ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: architecture"),

@@ -1,6 +1,7 @@
 """A finished run is kept; tables and figures are made of it again, without training, without data."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -108,6 +109,41 @@ def test_what_there_is_makes_tables_and_figures_that_name_what_is_missing(again)
         path.unlink()
     text = told(taken(again, "tables", partial=True))
     assert "partial: true, but results/reference has no network of this configuration with verdicts yet" in text
+
+
+def test_a_network_without_weights_is_left_out_of_studies_that_it_has_not(again):
+    (again.kept / ROWS[0] / "model.pt").unlink()
+    shutil.rmtree(again.kept / ROWS[0] / "studies")
+    study = "results/from-reference/studies/relu-states.csv"
+    assert f"results/reference/{ROWS[0]}/model.pt" in told(taken(again, study))
+    jobs = planned(again, study, partial=True)
+    assert jobs["gather"] == [study] and [ROWS[1] in output for output in jobs["take_study"]] == [True]
+    assert not {"study_network", "take_weights"} & jobs.keys()
+
+
+def test_what_a_run_has_so_far_makes_tables_and_figures_and_trains_nothing(make_workflow, finished):
+    workflow = make_workflow("so far")
+    shutil.copytree(finished.folder, workflow.folder, dirs_exist_ok=True)
+    (workflow.results / ROWS[0] / "verdicts.json").unlink()
+    tables = [f"tables/{name}.md" for name in ("table1", "table4", "times", "protocol")]
+    targets = [f"results/tiny/{name}" for name in (*tables, "figures/accuracies.png")]
+    arguments = ("--config", "partial=true", "--", *targets)
+    assert not HEAVY & workflow.planned(*arguments, overrides=SMALL).keys()
+    done = workflow.run("--cores", "2", *arguments, overrides=SMALL)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert pd.read_csv(workflow.results / "records.csv")["method"].tolist() == ["sabr"]
+    for name in tables:
+        assert re.search(r"Missing in MNIST.*: IBP \(seed 1\)", (workflow.results / name).read_text()), name
+    # Without the key, the rest is made, and tables and figures again.
+    jobs = workflow.planned("--", *targets, overrides=SMALL)
+    assert jobs["merge"] == [f"results/tiny/{ROWS[0]}/verdicts.csv"] and "records" in jobs
+    assert not {"train", "attack", "certify"} & jobs.keys()
+
+
+@pytest.mark.parametrize("changed", [{"training": {"epochs": 4, "ramp_end": 3}}, {"certification": {"images": 10}}])
+def test_results_of_another_configuration_do_not_count(finished, changed):
+    text = told(finished.run("--dry-run", "tables", partial=True, overrides=SMALL | changed))
+    assert "partial: true, but results/tiny has no network of this configuration with verdicts yet" in text
 
 
 def test_an_unfinished_run_is_kept_in_part(finished, tmp_path):

@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from sabr.config import resolve
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.reference import configuration, finished, with_verdicts
+from sabr.reference import as_asked, configuration, finished, with_verdicts
 from sabr.specs import differing_keys
 
 try:
@@ -30,14 +30,15 @@ RESULTS = (
     if CHECKPOINTS
     else f"{PLAN.config.results}/{PLAN.config.scale}"
 )
-# The rows that tables, figures and the report are made of; and those whose verdicts are there: nothing is computed for
+# The rows that tables, figures and the report are made of; and those whose verdicts are taken: nothing is computed for
 # them.
 try:
-    ROWS = (
-        finished(PLAN.rows, Path(CHECKPOINTS or RESULTS))
-        if PLAN.config.partial
-        else list(PLAN.rows)
-    )
+    if not PLAN.config.partial:
+        ROWS = list(PLAN.rows)
+    elif CHECKPOINTS:
+        ROWS = finished(PLAN.rows, Path(CHECKPOINTS))
+    else:
+        ROWS = finished(as_asked(PLAN.rows, Path(RESULTS)), Path(RESULTS))
     KEPT = with_verdicts(ROWS, Path(CHECKPOINTS)) if CHECKPOINTS else []
 except SabrError as error:
     raise WorkflowError(str(error)) from None
