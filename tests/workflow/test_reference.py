@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -138,6 +139,31 @@ def test_what_a_run_has_so_far_makes_tables_and_figures_and_trains_nothing(make_
     jobs = workflow.planned("--", *targets, overrides=SMALL)
     assert jobs["merge"] == [f"results/tiny/{ROWS[0]}/verdicts.csv"] and "records" in jobs
     assert not {"train", "attack", "certify"} & jobs.keys()
+
+
+@pytest.mark.parametrize(
+    ("run", "absent", "there"),
+    [
+        ({}, {"table2", "seeds"}, {"table1", "times", "protocol", "accuracies", "pareto"}),
+        (
+            {
+                "methods": ["pgd"],
+                "comparisons": {"shrinking": {"setting": "mnist-eps-0.1", "methods": ["ibp", "sabr"]}},
+                "lambda_sweep": {"setting": "mnist-eps-0.1", "method": "sabr", "values": [0.1, 0.2]},
+            },
+            {"table1", "table2", "table3", "seeds", "accuracies", "training-curves", "lambda-sweep", "examples"},
+            {"shrinking", "times", "protocol", "box-growth"},
+        ),
+    ],
+)
+def test_what_would_be_empty_is_not_asked_for(make_workflow, finished, request, run, absent, there):
+    workflow = make_workflow(request.node.name)
+    shutil.copytree(finished.results, workflow.results, ignore=shutil.ignore_patterns("tables", "figures"))
+    (workflow.results / ROWS[1] / "verdicts.json").unlink()
+    overrides = SMALL | {"run": SMALL["run"] | run}
+    jobs = workflow.planned("tables", "figures", partial=True, overrides=overrides)
+    names = {Path(output).stem for rule in ("table", "figure") for output in jobs[rule]}
+    assert there <= names and not absent & names
 
 
 @pytest.mark.parametrize("changed", [{"training": {"epochs": 4, "ramp_end": 3}}, {"certification": {"images": 10}}])

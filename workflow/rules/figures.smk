@@ -16,9 +16,10 @@ FIGURE_DATA = {
     "box-sizes": f"{RESULTS}/studies/box-sizes.csv",
     "eps-curve": f"{RESULTS}/studies/eps-curve.csv",
 }
-if not present(PLAN.sweep):
+# Two values of lambda at least.
+if len({row.method for row in present(PLAN.sweep)}) < 2:
     del FIGURE_DATA["lambda-sweep"]
-if not any("complete" in row.certification.stages for row in present(PLAN.main)):
+if not any("complete" in row.certification.stages for row in MAIN):
     del FIGURE_DATA["time-limit"]
 for name in set(COLUMNS) - set(STUDIED):
     FIGURE_DATA.pop(name, None)
@@ -26,7 +27,7 @@ for name in set(COLUMNS) - set(STUDIED):
 EXAMPLES = [
     max(rows, key=lambda row: row.training.method.objective == "sabr")
     for setting in PLAN.run.settings
-    if (rows := present(row for row in PLAN.main if row.setting == setting))
+    if (rows := [row for row in MAIN if row.setting == setting])
 ]
 # Counterexamples are too large to be kept with verdicts that are taken from elsewhere; the few that are drawn are not.
 if KEPT:
@@ -37,6 +38,9 @@ elif not EXAMPLES:
     del FIGURE_DATA["examples"]
 # Figures of Table 1's methods, without those of the sweep.
 OF_METHODS = ("accuracies", "pareto", "training-curves", "cascade", "time-limit")
+if not MAIN:
+    for name in OF_METHODS:
+        FIGURE_DATA.pop(name, None)
 # Titles of figures that say for themselves how many images were studied, and of those that no scale changes.
 TITLES = {
     **{

@@ -1,23 +1,32 @@
 """Tables, each as CSV, Markdown, LaTeX and HTML."""
 
-# Tables that every plan has, and those of a comparison that it may have.
+MAIN = present(PLAN.main)
+# What tables need to have anything to show; those that are not named here always have.
+NEEDED = {
+    "table1": MAIN,
+    "table2": [row for row in MAIN if row.method == "sabr"],
+    "table3": STUDIED.get("gradient-alignment"),
+    "table4": STUDIED.get("relu-states"),
+    # Two methods with one setting and seed.
+    "seeds": len(MAIN) > len({(row.setting, row.training.seed) for row in MAIN}),
+    **{
+        name: present(PLAN.comparisons.get(name, []))
+        for name in ("shrinking", "widths", "long")
+    },
+}
 TABLE_DATA = {
     "table1": f"{RESULTS}/records.csv",
     "table2": f"{RESULTS}/records.csv",
     "table3": f"{RESULTS}/studies/gradient-alignment.csv",
     "table4": f"{RESULTS}/studies/relu-states.csv",
     "seeds": f"{RESULTS}/pairs.csv",
-    **{
-        name: f"{RESULTS}/records.csv"
-        for name in ("shrinking", "widths", "long")
-        if present(PLAN.comparisons.get(name, []))
-    },
+    "shrinking": f"{RESULTS}/records.csv",
+    "widths": f"{RESULTS}/records.csv",
+    "long": f"{RESULTS}/records.csv",
     "times": f"{RESULTS}/records.csv",
     "protocol": f"{RESULTS}/protocol.csv",
 }
-for name, study in (("table3", "gradient-alignment"), ("table4", "relu-states")):
-    if study not in STUDIED:
-        del TABLE_DATA[name]
+TABLE_DATA = {name: data for name, data in TABLE_DATA.items() if NEEDED.get(name, True)}
 TABLES = [
     f"{RESULTS}/tables/{name}.{suffix}"
     for name in TABLE_DATA
