@@ -159,6 +159,17 @@ def present(rows):
     return [row for row in rows if row.path in ROWS]
 
 
+def studied(rows, study):
+    """Those of the rows that are not left out, nor, with `partial`, kept with neither the study nor weights for it."""
+    return [
+        row.path
+        for row in present(rows)
+        if not (PLAN.config.partial and CHECKPOINTS)
+        or f"{row.path}/studies/{study}" in KEPT_STUDIES
+        or Path(CHECKPOINTS, row.path, "model.pt").is_file()
+    ]
+
+
 def growing(amount):
     """A resource of a job that is tried again: `amount`, and twice as much from the second time on."""
     return lambda wildcards, attempt: amount * min(attempt, 2)

@@ -8,19 +8,6 @@ COMPARED = PLAN.comparisons.get("ablation") or [
 ]
 # Networks of Table 1, one seed of each.
 ONE_SEED = [row for row in PLAN.main if row.training.seed == PLAN.run.seeds[0]]
-
-
-def studied(rows, study):
-    """Those of the rows that are not left out, nor, with `partial`, kept with neither the study nor weights for it."""
-    return [
-        row.path
-        for row in present(rows)
-        if not (PLAN.config.partial and CHECKPOINTS)
-        or f"{row.path}/studies/{study}" in KEPT_STUDIES
-        or Path(CHECKPOINTS, row.path, "model.pt").is_file()
-    ]
-
-
 STUDIED = {
     study: paths
     for study in COLUMNS
