@@ -132,7 +132,7 @@ def test_tables_of_other_kinds_are_told(sabr_command, tmp_path):
 def test_a_table_that_is_none_is_told(sabr_command, tmp_path):
     (tmp_path / "words.csv").write_text("a,b\n1,2\n")
     figure = ("figure", "box-growth", tmp_path / "words.csv", "--title", "t", "-o", tmp_path / "a.png")
-    refused(sabr_command(*figure), "words.csv is no table for the figure box-growth")
+    refused(sabr_command(*figure), "words.csv is not the table it should be")
     (tmp_path / "words.csv").write_text("a\n1,2,3\n4\n5,6,7,8\n")
     refused(sabr_command(*figure), "cannot read")
 
