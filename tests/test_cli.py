@@ -134,7 +134,7 @@ def test_a_table_that_is_none_is_told(sabr_command, tmp_path):
     figure = ("figure", "box-growth", tmp_path / "words.csv", "--title", "t", "-o", tmp_path / "a.png")
     refused(sabr_command(*figure), "words.csv is not the table it should be")
     (tmp_path / "words.csv").write_text("a\n1,2,3\n4\n5,6,7,8\n")
-    refused(sabr_command(*figure), "cannot read")
+    refused(sabr_command(*figure), "words.csv is not the table it should be")
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(sabr_command, tmp_path, row, mnist_folder):
