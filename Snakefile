@@ -39,6 +39,7 @@ localrules:
     training_spec,
     setting_spec,
     method_spec,
+    outline,
     merge,
     records,
     gather,

@@ -57,6 +57,11 @@ def test_everything_asked_for_is_there(finished):
     assert not list(finished.folder.rglob("*.tmp"))
 
 
+def test_an_unfinished_run_has_its_outline_without_which_it_cannot_be_kept(finished):
+    outlined = (finished.results / "outline.json").stat().st_mtime
+    assert outlined < min(path.stat().st_mtime for path in finished.results.rglob("model.json"))
+
+
 def test_verdicts_add_up(finished):
     records = pd.read_csv(finished.results / "records.csv").set_index("method")
     stages = pd.read_csv(finished.results / "stages.csv").set_index(["method", "stage"])

@@ -21,6 +21,7 @@ OUTLINE = {
 }
 
 
+# Before all others: without it a run that is not finished cannot be kept.
 rule outline:
     output:
         f"{RESULTS}/outline.json",
@@ -28,6 +29,7 @@ rule outline:
         f"{RESULTS}/logs/outline.log",
     benchmark:
         f"{RESULTS}/logs/outline.tsv"
+    priority: 1
     conda:
         REPORT_ENV
     threads: 1
