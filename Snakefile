@@ -40,7 +40,6 @@ localrules:
     setting_spec,
     method_spec,
     outline,
-    merge,
     records,
     gather,
 

@@ -70,6 +70,12 @@ def test_everything_is_made_again_without_training_and_without_data(again, finis
     assert planned(again, "--", *made) == {}
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_lint_is_clean(again, partial):
+    done = taken(again, "--lint", partial=partial)
+    assert done.returncode == 0 and "Congratulations" in done.stdout + done.stderr, done.stderr[-3000:]
+
+
 def test_a_single_figure(again):
     jobs = planned(again, "results/from-reference/figures/accuracies.pdf")
     assert jobs.keys() == {"training_spec", "take_results", "records", "figure"}

@@ -1,6 +1,10 @@
 """Certification, cut into shards of test images that run side by side and are merged."""
 
 
+localrules:
+    merge,
+
+
 # Its verdicts lie in shards/A-B.journal until it is done, which Snakemake must not know: it deletes what a failed job
 # made. Run again, it goes on with them.
 rule certify:

@@ -1,11 +1,5 @@
 """Networks, verdicts and studies, taken from the folder of another run: nothing here trains."""
 
-
-def any_of(paths):
-    """A pattern for paths; without any, one that nothing fits."""
-    return "|".join(re.escape(path) for path in paths) or "(?!)"
-
-
 # Studies that the folder has; others are made from the weights.
 KEPT_STUDIES = {
     f"{path}/studies/{file.stem}"
@@ -49,7 +43,7 @@ rule take_results:
         runtime=5,
         gpu=0,
     params:
-        source=f"{CHECKPOINTS}/{{row}}",
+        source=lambda wildcards, input: str(Path(input.source).parent),
     shell:
         "sabr take {params.source:q} --run {input.run:q} {output:q} &> {log:q}"
 
@@ -74,7 +68,7 @@ rule take_weights:
         runtime=5,
         gpu=0,
     params:
-        source=f"{CHECKPOINTS}/{{row}}",
+        source=lambda wildcards, input: str(Path(input.weights).parent),
     shell:
         "sabr take {params.source:q} --run {input.run:q} {output:q} &> {log:q}"
 
@@ -102,7 +96,7 @@ rule take_checkpoint:
         runtime=5,
         gpu=0,
     params:
-        source=f"{CHECKPOINTS}/{{row}}",
+        source=lambda wildcards, input: str(Path(input.weights).parent),
     shell:
         "sabr take {params.source:q} --run {input.run:q} {output:q} &> {log:q}"
 
@@ -129,6 +123,6 @@ rule take_study:
         runtime=5,
         gpu=0,
     params:
-        source=lambda wildcards: f"{CHECKPOINTS}/{wildcards.taken.partition('/studies/')[0]}",
+        source=lambda wildcards, input: str(Path(input.table).parents[1]),
     shell:
         "sabr take {params.source:q} --run {input.run:q} {output:q} &> {log:q}"

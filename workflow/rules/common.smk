@@ -175,6 +175,11 @@ def growing(amount):
     return lambda wildcards, attempt: amount * min(attempt, 2)
 
 
+def any_of(paths):
+    """A pattern for paths; without any, one that nothing fits."""
+    return "|".join(re.escape(path) for path in paths) or "(?!)"
+
+
 def data_folder(wildcards, input):
     """The folder of all datasets, for the option --data."""
     return str(Path(input.data).parents[1])
