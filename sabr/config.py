@@ -1,7 +1,7 @@
 """The user's configuration, typed and validated, resolved into a plan of rows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from sabr.errors import SabrError
 from sabr.layers import Layer, Origins, merged, read_yaml, validate
 from sabr.methods import METHODS, Strict
+from sabr.scales import in_words
 from sabr.specs import Cascade, Certification, CertificationSpec, DatasetName, Training, TrainingSpec, parse_eps
 from sabr.studies import Studies
 
@@ -166,8 +167,8 @@ class Plan:
     ----------
     config
         The top level of the configuration.
-    title
-        The scale in words, for the titles of tables and figures.
+    name
+        Of the scale, as titles say it.
     run
         What the scale runs.
     main
@@ -181,7 +182,7 @@ class Plan:
     """
 
     config: Config
-    title: str
+    name: str
     run: Run
     main: tuple[Row, ...]
     sweep: tuple[Row, ...]
@@ -192,6 +193,30 @@ class Plan:
     def methods(self) -> list[str]:
         """Methods of Table 1, each once."""
         return list(dict.fromkeys(row.method for row in self.main))
+
+    @property
+    def title(self) -> str:
+        """The scale in words, with what Table 1's networks are trained and certified on."""
+        return self.described(self.main)
+
+    @property
+    def studied(self) -> tuple[Row, ...]:
+        """Networks that studies compare: those of the paper's ablation, or else Table 1's in the first setting."""
+        first = tuple(row for row in self.main if row.setting == self.run.settings[0])
+        return self.comparisons.get("ablation") or first
+
+    def described(self, rows: Iterable[Row]) -> str:
+        """The scale in words, with what these of its networks are trained and certified on."""
+        rows = list(rows)
+        validated = {row.certification.validation_images is not None for row in rows}
+        return in_words(
+            self.name,
+            (row.training.architecture for row in rows),
+            (row.training.train_images for row in rows),
+            (row.training.epochs for row in rows),
+            (row.certification.images for row in rows),
+            f"{'validation' if all(validated) else 'test or validation' if any(validated) else 'test'} images",
+        )
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -284,23 +309,8 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
     for found in (*main, *sweep, *(row for rows in comparisons.values() for row in rows)):
         if paths.setdefault(found.path, found) != found:
             raise SabrError(f"{found.path} would hold two different networks; rename one of the methods")
-    title = _title(str(scale.content.get("title", top.scale)), main)
-    return Plan(top, title, run, tuple(main), tuple(sweep), comparisons, studies)
-
-
-def _title(scale: str, rows: list[Row]) -> str:
-    """Say the scale in words, with what was really trained and certified."""
-
-    def words(values: set[int | None]) -> str:
-        return " / ".join("all" if value is None else f"{value:,}" for value in sorted(values, key=lambda v: v or 0))
-
-    networks = "/".join(sorted({row.training.architecture for row in rows}))
-    trained = words({row.training.train_images for row in rows})
-    epochs = words({row.training.epochs for row in rows})
-    tested = words({row.certification.images for row in rows})
-    validated = {row.certification.validation_images is not None for row in rows}
-    kind = "validation" if all(validated) else "test or validation" if any(validated) else "test"
-    return f"{scale}: {networks}, {trained} training images, {epochs} epochs, first {tested} {kind} images"
+    name = str(scale.content.get("title", top.scale))
+    return Plan(top, name, run, tuple(main), tuple(sweep), comparisons, studies)
 
 
 _SCALE_KEYS = {"run", "training", "certification", "studies", "methods", "settings"}

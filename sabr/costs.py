@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from scipy.optimize import nnls
 
 from sabr.config import Row
 from sabr.layers import Origins, read_yaml, validate
-from sabr.methods import Strict
+from sabr.methods import METHODS, Strict
 from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.specs import AttackRound, TrainingSpec
 
@@ -63,6 +63,13 @@ class Assumed(Strict):
     out_of_time: dict[str, Share]
     correct: Share
     refuted: Share
+
+    @field_validator("out_of_time")
+    @classmethod
+    def _of_every_objective(cls, shares: dict[str, float]) -> dict[str, float]:
+        if missing := [objective for objective in METHODS if objective not in shares]:
+            raise ValueError(f"a share is needed for each objective; missing: {', '.join(missing)}")
+        return shares
 
 
 class Costs(Strict):

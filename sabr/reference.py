@@ -167,6 +167,7 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
             copy = Path(scratch) / "kept"
             _copy_results(run, copy, list(rows))
+            write_text(copy / "README.md", _mark(outline, len(rows)))
             left = limit * _MEGABYTE - _size(copy)
             if left < 0:
                 size = _size(copy) / _MEGABYTE
@@ -259,6 +260,16 @@ def _copy_results(run: Path, copy: Path, rows: Sequence[str]) -> None:
     for file in (file for pattern in patterns for file in sorted(run.glob(pattern)) if file.is_file()):
         (copy / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy / file.relative_to(run))
+
+
+def _mark(outline: Mapping[str, Any], networks: int) -> str:
+    """What tells a reader of the folder that it is a kept run, at which scale, and whether all of it is there."""
+    return (
+        f"# A kept run\n\n{outline['title']}; {networks} of {len(outline['rows'])} planned networks.\n\n"
+        "`sabr keep` copied it from a run's results: verdicts, studies, tables, figures, and weights as far as they\n"
+        "fit; nothing here is made by hand. `snakemake --config checkpoints=FOLDER figures`, with this folder's name,\n"
+        "draws all figures from it again; `config/README.md`, *Without training*, says more.\n"
+    )
 
 
 def _unpack(source: Path, path: Path) -> None:

@@ -152,6 +152,10 @@ def test_the_plan_takes_overlays_and_tells_mistakes_in_one_sentence(tmp_path):
         ({"steps": []}, "steps: "),
         ({"unit": {}}, "unit: unknown key"),
         ({"machine": 3}, "machine: 3 is not allowed"),
+        (
+            {"assumed": {"out_of_time": {"ibp": 0.1}, "correct": 0.8, "refuted": 0.1}},
+            "assumed.out_of_time: a share is needed for each objective; missing: standard",
+        ),
     ],
 )
 def test_bad_costs_are_refused(tmp_path, changes, told):
@@ -160,9 +164,3 @@ def test_bad_costs_are_refused(tmp_path, changes, told):
     with pytest.raises(SabrError) as error:
         costs.read(path)
     assert told in str(error.value) and str(error.value).startswith(str(path))
-
-
-def test_every_objective_has_its_share_of_images_out_of_time():
-    from sabr.methods import METHODS
-
-    assert KNOWN.assumed.out_of_time.keys() == METHODS.keys()

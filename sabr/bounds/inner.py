@@ -51,7 +51,7 @@ def crown_inputs(
         allowance = torch.zeros(()) if allowances is None else flat(allowances[number])
         cut = bounds[number]
         if prefix.relus:
-            cut = propagate(steps, box, known=[*bounds[:number], *relu_inputs[number:]]).relu_inputs[number]
+            cut = propagate(prefix.steps, box, known=[bounds[before] for before in prefix.relus]).output
         lower, upper = flat(cut.lower) - allowance, flat(cut.upper) + allowance
         lower, upper = (
             torch.maximum(lower, flat(bounds[number].lower)),
@@ -107,11 +107,10 @@ class _Relaxing(Walk):
         corner = None if rows.corner is None else rows.corner.repeat(2, 1)
         self.constant = torch.cat([self.constant, -self.constant]) if isinstance(self.constant, Tensor) else 0.0
         rows = self.back(before, Rows(values, rows.image.repeat(2), corner), shapes)
-        lower, upper = (_seen(end, rows, shapes[0]) for end in ends)
-        coefficients = _pixels(rows.values)
-        least = coefficients * torch.where(coefficients > 0, lower, upper)
-        found = self.constant + least.view(len(rows.image), -1).sum(1)
-        low, high = found.chunk(2)
+        coefficients = _pixels(rows.values).view(2, len(places), -1)
+        lower, upper = _seen(ends, _half(rows), shapes[0])
+        least = (coefficients * torch.where(coefficients > 0, lower, upper)).sum(2)
+        low, high = (self.constant + least.flatten()).chunk(2)
         return low, -high
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
@@ -121,12 +120,12 @@ class _Relaxing(Walk):
             lines = [part[:-1].view(-1, values.numel() // count) for part in self.lines[number]]
             passed, constant = _replaced_by_image(values.view(count, -1), rows.image, *lines)
         else:
-            where = windows(rows, shape, (len(self.lines[number].upper_offset) - 1) // (shape[1] * shape[2]))
-            # The gathered slopes are overwritten: a new tensor costs more than the product.
-            passed, difference, offset = (part.index_select(0, where) for part in self.lines[number])
+            where = windows(_half(rows), shape, (len(self.lines[number].upper_offset) - 1) // (shape[1] * shape[2]))
+            slope, difference, offset = (part.index_select(0, where).flatten() for part in self.lines[number])
+            values = values.view(2, -1)
             falling = values.clamp(max=0)
-            constant = (falling * offset).view(count, -1).sum(1)
-            passed.mul_(values).addcmul_(falling, difference)
+            passed = torch.mul(values, slope).addcmul_(falling, difference)
+            constant = falling.mul_(offset).view(count, -1).sum(1)
         self.constant = self.constant + constant
         if rows.values.dim() == 2:
             return rows._replace(values=passed)
@@ -161,16 +160,21 @@ def _pixels(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1).reshape(-1, values.shape[1]) if values.dim() == 4 else values
 
 
-def _seen(by_pixel: Tensor, rows: Rows, shape: Sequence[int]) -> Tensor:
-    """What each row sees of its image: as `_pixels` of the rows' values."""
-    if len(shape) == 1:
-        return by_pixel.index_select(0, rows.image)
+def _half(rows: Rows) -> Rows:
+    """The first of the two signs that all rows are walked back with: the other one sees the same windows."""
+    count = len(rows.image) // 2
+    return Rows(rows.values[:count], rows.image[:count], None if rows.corner is None else rows.corner[:count])
+
+
+def _seen(ends: tuple[Tensor, Tensor], rows: Rows, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What each row sees of the two `ends` of its image, each `_by_pixel`: (R, K) in the order of `_pixels`."""
     if rows.corner is None:
-        _, height, width = shape
-        whole = by_pixel[:-1].view(-1, height * width, by_pixel.shape[1])
-        return whole.index_select(0, rows.image).view(-1, by_pixel.shape[1])
-    _, height, width = shape
-    return by_pixel.index_select(0, windows(rows, shape, (len(by_pixel) - 1) // (height * width)))
+        each = torch.Size(shape).numel()
+        lower, upper = (end[:-1].view(-1, each).index_select(0, rows.image) for end in ends)
+    else:
+        where = windows(rows, shape, (len(ends[0]) - 1) // (shape[1] * shape[2]))
+        lower, upper = (end.index_select(0, where).view(len(rows.image), -1) for end in ends)
+    return lower, upper
 
 
 def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:

@@ -175,7 +175,7 @@ class Walk:
                 self.constant = self.constant + rows.values.sum((2, 3)) @ step.bias
                 if rows.corner is None:
                     return Rows(step.pull(rows.values, shape), rows.image, None)
-                values = F.conv_transpose2d(rows.values, step.weight, None, step.stride)
+                values = step.pull_windows(rows.values)
                 corner = rows.corner * _pair(step.stride, rows.corner) - _pair(step.padding, rows.corner)
                 return _whole_if_large(Rows(values, rows.image, corner), shape)
             case LinearStep():

@@ -43,7 +43,9 @@ class Outline(Strict):
     scale
         Its name.
     title
-        The scale in words, for captions.
+        The scale in words, for captions, with the networks of Table 1.
+    studied
+        The same with the networks that studies compare, without images.
     overrides
         What the configuration changes on top of the scale.
     rows
@@ -52,6 +54,7 @@ class Outline(Strict):
 
     scale: str = Field(min_length=1)
     title: str = Field(min_length=1)
+    studied: str = Field(min_length=1)
     overrides: dict[str, Any]
     rows: tuple[PlannedRow, ...] = Field(min_length=1)
 

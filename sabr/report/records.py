@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from sabr.errors import SabrError
 from sabr.files import write_text
 from sabr.report.rows import Row, place_of, read_row, read_table
+from sabr.scales import in_words
 from sabr.settings import DATASETS
 from sabr.specs import PROOFS, differing_keys
 
@@ -201,18 +202,15 @@ def described(records: pd.DataFrame, title: str) -> str:
         That of the whole run, "SCALE: ..., first 1,000 test images", whose networks may be other ones.
     """
     full = [DATASETS[dataset].train_images for dataset in records["dataset"]]
-    trained = {0 if own == all_ else own for own, all_ in zip(records["train_images"], full, strict=True)}
-    networks = "/".join(sorted(set(records["architecture"])))
     kind = re.search(r"[0-9] ([a-z ]+images)$", title)
-    return (
-        f"{title.partition(':')[0]}: {networks}, {_words(trained)} training images, {_words(set(records['epochs']))} "
-        f"epochs, first {_words(set(records['images']))} {kind.group(1) if kind else 'images'}"
+    return in_words(
+        title.partition(":")[0],
+        records["architecture"],
+        (None if own == all_ else own for own, all_ in zip(records["train_images"], full, strict=True)),
+        records["epochs"],
+        records["images"],
+        kind.group(1) if kind else "images",
     )
-
-
-def _words(counts: set[int]) -> str:
-    """Counts in increasing order; 0: all of them."""
-    return " / ".join(f"{count:,}" if count else "all" for count in sorted(counts))
 
 
 def _one_scale(rows: Sequence[Row]) -> None:

@@ -150,7 +150,7 @@ def plan() -> Callable[..., outline.Outline]:
             dataset, _, eps = setting.partition("-eps-")
             place = {"dataset": dataset, "eps": eps.replace("_", "/"), "method": method, "seed": int(seed)}
             rows.append(place | {"parts": parts[0].split() if parts else ["main"]})
-        content = {"scale": "tiny", "title": title, "overrides": {}, "rows": rows}
+        content = {"scale": "tiny", "title": title, "studied": title, "overrides": {}, "rows": rows}
         return outline.parse(json.dumps(content))
 
     return make

@@ -229,7 +229,7 @@ def test_the_reports_commands_never_import_torch(make_row: MakeRow, tmp_path: Pa
         "r.csv",
     ]
     collect += [word for option, file in files.items() for word in (f"--{option}", file)] + ["--provenance", "v.json"]
-    plan = {"scale": "tiny", "title": "t", "overrides": {}}
+    plan = {"scale": "tiny", "title": "t", "studied": "t", "overrides": {}}
     rows = [{"dataset": "mnist", "eps": "0.1", "method": m, "seed": 1, "parts": ["main"]} for m in ("sabr", "ibp")]
     outline = ["outline", json.dumps(plan | {"rows": rows}), "-o", "o.json"]
     style = ["--style", str(CONFIG / "figures.yaml")]

@@ -185,6 +185,7 @@ def test_an_unfinished_run_is_kept_in_part(finished, tmp_path):
     with pytest.raises(SabrError, match="finish this run before you keep it, or keep what there is with --partial"):
         reference.keep(run, tmp_path / "kept", 40)
     assert reference.keep(run, tmp_path / "kept", 40, partial=True).rows == 1
+    assert "1 of 2 planned networks" in (tmp_path / "kept" / "README.md").read_text()
     assert {row["method"] for row in json.loads((tmp_path / "kept" / "outline.json").read_text())["rows"]} == {
         "ibp",
         "sabr",

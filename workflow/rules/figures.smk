@@ -44,9 +44,10 @@ if not MAIN:
 # Titles of figures that say for themselves how many images were studied, and of those that no scale changes.
 TITLES = {
     **{
-        study: PLAN.title.rpartition(", first ")[0]
-        for study in ("loss-lambda", "relu-inputs", "box-sizes", "eps-curve")
+        study: OUTLINE["studied"]
+        for study in ("loss-lambda", "relu-inputs", "box-sizes")
     },
+    "eps-curve": without_images(PLAN.title),
     "box-growth": "simulation of one ReLU layer",
     "small-box": "a chosen example with two neurons a layer",
     "box-vs-relaxation": "a chosen example with two neurons a layer",

@@ -2,11 +2,14 @@
 
 import json
 
+from sabr.scales import without_images
+
 PARTS = {"main": PLAN.main, "sweep": PLAN.sweep, **PLAN.comparisons}
 # The plan as tables, claims and the report need it: each network once, with the parts that it is for.
 OUTLINE = {
     "scale": PLAN.config.scale,
     "title": PLAN.title,
+    "studied": without_images(PLAN.described(PLAN.studied)),
     "overrides": PLAN.config.overrides,
     "rows": [
         {

@@ -2,16 +2,12 @@
 
 from sabr.studies import COLUMNS, VALUES
 
-# Networks that the paper's ablation compares, or, without one, those of Table 1 in the first setting.
-COMPARED = PLAN.comparisons.get("ablation") or [
-    row for row in PLAN.main if row.setting == PLAN.run.settings[0]
-]
 # Networks of Table 1, one seed of each.
 ONE_SEED = [row for row in PLAN.main if row.training.seed == PLAN.run.seeds[0]]
 STUDIED = {
     study: paths
     for study in COLUMNS
-    if (paths := studied(ONE_SEED if study == "eps-curve" else COMPARED, study))
+    if (paths := studied(ONE_SEED if study == "eps-curve" else PLAN.studied, study))
 }
 STUDIES = [f"{RESULTS}/studies/{study}.csv" for study in STUDIED]
 

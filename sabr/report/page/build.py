@@ -21,6 +21,7 @@ from sabr.report.records import described
 from sabr.report.style import Style
 from sabr.report.tables.layout import fragment
 from sabr.report.tables.times import duration
+from sabr.scales import without_images
 
 # Figures are saved with so many dots to the inch, and shown so many times larger than on paper.
 _DOTS, _ENLARGED = 200, 1.45
@@ -157,7 +158,7 @@ def _about(item: Item, sources: Sources) -> str:
         return outline.title
     scale = described(found, outline.title)
     if item.own_images:
-        return f"{scale.rpartition(', first ')[0]}; images: as its title says; {_seeds(found)}"
+        return f"{without_images(scale)}; images: as its title says; {_seeds(found)}"
     return f"{scale}; {_facts(found, present(sources.limits, planned))}"
 
 

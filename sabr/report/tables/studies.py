@@ -29,7 +29,7 @@ def table3(alignment: pd.DataFrame, context: Context) -> Table:
     outline, published, style = context.outline, context.published, context.style
     planned = outline.of("studied")
     found = _some(present(alignment, planned), "gradient alignment")
-    means = _over_seeds(found, [*_KEYS, "loss", "at"], ["cosine"], outline.title)
+    means = _over_seeds(found, [*_KEYS, "loss", "at"], ["cosine"], outline.studied)
     columns = [Column("network", words=True), Column("robust loss", words=True)]
     columns += [Column(at) for at in ("clean", "adversarial")]
     columns += [Column(at, over="published") for at in ("clean", "adversarial")]
@@ -64,7 +64,7 @@ def table4(states: pd.DataFrame, context: Context) -> Table:
     found = _some(present(states, planned), "ReLU states")
     found = found[found["layer"] == "all"]
     kinds = ("active", "inactive", "unstable")
-    means = _over_seeds(found, [*_KEYS, "where"], kinds, outline.title)
+    means = _over_seeds(found, [*_KEYS, "where"], kinds, outline.studied)
     columns = [Column("network", words=True)]
     columns += [Column(kind, over=over) for over in ("at a point", "over the region") for kind in kinds]
     columns.append(Column("unstable, region", over="published"))
@@ -126,7 +126,7 @@ def _quoted(published: pd.DataFrame, measure: str) -> str:
 def _scale(outline: Outline, table: pd.DataFrame) -> str:
     """The scale in words, with the number of images that were studied in the place of those that were certified."""
     images = " / ".join(f"{count:,}" for count in sorted(set(table["images"])))
-    return f"{outline.title.partition(', first ')[0]}, first {images} test images"
+    return f"{outline.studied}, first {images} test images"
 
 
 def _notes(means: pd.DataFrame, context: Context, measures: Sequence[str]) -> list[str]:
