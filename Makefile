@@ -20,7 +20,10 @@ RESULTS = $$(python -c 'import sys, yaml; c = yaml.safe_load(open("config/config
 help:
 	@echo "make reproduce   install, run the workflow on CORES ($(CORES)) cores, write the report; SCALE=tiny: another scale"
 	@echo "make test        install, run all tests"
+	@echo "make report      tables, figures and the report of what was run, again"
 	@echo "make check       formatting, lint, types"
+	@echo "make setup       install alone"
+	@echo "make lock        resolve the pinned requirements anew (needs uv)"
 	@echo "make clean       remove the environment; data and results stay"
 
 setup: .venv/installed

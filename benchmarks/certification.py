@@ -38,7 +38,6 @@ from sabr.bounds.unrolled import bytes_of_a_query, unroll_each
 from sabr.certification.cascade import StageRecord, account, certify
 from sabr.certification.engines import NativeEngine
 from sabr.certification.verdicts import Verdict
-from sabr.config import resolve
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load
 from sabr.layers import read_yaml
@@ -48,6 +47,7 @@ from sabr.networks.affine import folded_steps
 from sabr.networks.architectures import build
 from sabr.networks.initialisation import initialise_for_intervals
 from sabr.networks.steps import Step, forward
+from sabr.plan import resolve
 from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.specs import CertificationSpec
 

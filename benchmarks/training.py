@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sabr.config import resolve
 from sabr.data.batches import TrainingBatches
 from sabr.data.datasets import Split
 from sabr.kernels import compile_kernels
@@ -34,6 +33,7 @@ from sabr.layers import read_yaml
 from sabr.machine import use
 from sabr.networks.affine import as_module, folded_steps
 from sabr.networks.steps import ScaleStep
+from sabr.plan import resolve
 from sabr.settings import DATASETS
 from sabr.specs import TrainingSpec
 from sabr.training.metrics import EpochRecord

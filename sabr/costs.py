@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from scipy.optimize import nnls
 
-from sabr.config import Row
 from sabr.layers import Origins, read_yaml, validate
 from sabr.methods import METHODS, Strict
+from sabr.plan import Row
 from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.specs import AttackRound, TrainingSpec
 

@@ -9,7 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from sabr.errors import SabrError
-from sabr.specs import first_problem
+from sabr.methods import METHODS
+from sabr.specs import Certification, Training, first_problem
+
+_OF_METHODS = {"like", "training", "certification"}.union(*(kind.model_fields for kind in METHODS.values()))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -89,6 +92,11 @@ class Layer:
             methods.check_keys(
                 known | {n for n in methods.content if {"objective", "like"} & methods.part(n).content.keys()}
             )
+            # Also of what this run does not use: a mistyped key would stay unseen.
+            layer.part("training").check_keys(set(Training.model_fields) - {"dataset"})
+            layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
+            for name in methods.content:
+                methods.part(name).check_keys(_OF_METHODS)
 
 
 def merged(model: type[Any], where: str, start: dict[str, Any], layers: list[Layer]) -> Any:

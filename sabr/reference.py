@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sabr.config import TOP, place
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json, write_text
 from sabr.specs import TrainingSpec, differing_keys, read_spec
 
 if TYPE_CHECKING:
-    from sabr.config import Row
+    from sabr.plan import Row
 
 OUTLINE = "outline.json"
 # Of each row, in the order of the workflow; counterexamples and shards stay behind. Large tables are kept compressed.
@@ -22,6 +23,8 @@ _PACKED = ("attack.csv", "verdicts.csv")
 # Of the run as a whole, as far as there.
 _RUN_FILES = ("*.csv", "*.json", "*.md", "*.html", "tables/*.*", "figures/*.*", "studies/*.*")
 _MEGABYTE = 10**6
+# The first line of its README: what has none is no kept run, and is never replaced by one.
+_MARK = "# A kept run"
 # Columns of a history without epochs.
 _NO_HISTORY = (
     "epoch,eps,learning_rate,loss,robust_loss,regulariser,l1,natural_accuracy,robust_accuracy,seconds,images_per_second"
@@ -52,12 +55,13 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("checkpoints")
     if not isinstance(name, str):
         return dict(config)
-    folder = Path(str(config.get("results"))) / name
+    results = Path(place(str(config.get("results"))))
+    folder = results / name
     if not folder.is_dir():
-        raise SabrError(f"config/config.yaml: checkpoints: {name!r} is no folder in {folder.parent}")
+        raise SabrError(f"{TOP}: checkpoints: {name!r} is no folder in {results}")
     if not (folder / OUTLINE).is_file():
         return dict(config)
-    outline = read_json(folder / OUTLINE)
+    outline = _outline(folder)
     differences = differing_keys(config.get("overrides"), outline["overrides"])
     if config.get("overrides") and differences:
         raise SabrError(
@@ -65,6 +69,16 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
             "checkpoints"
         )
     return {**config, "scale": outline["scale"], "overrides": outline["overrides"]}
+
+
+def _outline(folder: Path) -> dict[str, Any]:
+    """The outline of a run, as far as it is needed here."""
+    content = read_json(folder / OUTLINE)
+    needed, of_rows = {"scale", "title", "overrides", "rows"}, {"dataset", "eps", "method", "seed", "parts"}
+    if isinstance(content, dict) and needed <= content.keys() and isinstance(content["rows"], list):
+        if all(isinstance(row, dict) and of_rows <= row.keys() for row in content["rows"]):
+            return content
+    raise SabrError(f"{folder / OUTLINE} is no outline of a run; `sabr outline` writes one")
 
 
 def as_asked(rows: Mapping[str, "Row"], folder: Path) -> list[str]:
@@ -100,7 +114,7 @@ def finished(rows: Iterable[str], folder: Path) -> list[str]:
     """
     found = [path for path in rows if (folder / path / "verdicts.json").is_file()]
     if not found:
-        raise SabrError(f"partial: true, but {folder} has no network of this configuration with verdicts yet")
+        raise SabrError(f"nothing to show in part: {folder} has no network of this configuration with verdicts yet")
     return found
 
 
@@ -148,7 +162,10 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
     SabrError
         When a result is missing, when what must be kept is larger than the limit, or a folder cannot be written to.
     """
-    outline = read_json(run / OUTLINE)
+    outline = _outline(run)
+    for one, other in ((run, destination), (destination, run)):
+        if one.resolve().is_relative_to(other.resolve()):
+            raise SabrError(f"{destination} and {run} lie in one another; choose another folder to keep it in")
     rows = {
         f"{r['dataset']}/eps-{r['eps'].replace('/', '_')}/{r['method']}/seed-{r['seed']}": r for r in outline["rows"]
     }
@@ -160,7 +177,8 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
                     f"{run / path / name} is not there: finish this run before you keep it, or keep what there is with "
                     "--partial"
                 )
-    if destination.exists() and not (destination / OUTLINE).is_file():
+    mark = destination / "README.md"
+    if destination.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8").startswith(_MARK)):
         raise SabrError(f"{destination} is there, but no kept run; delete it or choose another folder")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +283,7 @@ def _copy_results(run: Path, copy: Path, rows: Sequence[str]) -> None:
 def _mark(outline: Mapping[str, Any], networks: int) -> str:
     """What tells a reader of the folder that it is a kept run, at which scale, and whether all of it is there."""
     return (
-        f"# A kept run\n\n{outline['title']}; {networks} of {len(outline['rows'])} planned networks.\n\n"
+        f"{_MARK}\n\n{outline['title']}; {networks} of {len(outline['rows'])} planned networks.\n\n"
         "`sabr keep` copied it from a run's results: verdicts, studies, tables, figures, and weights as far as they\n"
         "fit; nothing here is made by hand. `snakemake --config checkpoints=FOLDER figures`, with this folder's name,\n"
         "draws all figures from it again; `config/README.md`, *Without training*, says more.\n"

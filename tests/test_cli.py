@@ -9,13 +9,13 @@ import torch
 from sabr import cli
 from sabr.certification import verdicts
 from sabr.cli.exchange import CASCADE
-from sabr.config import resolve
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps
 from sabr.networks.instances import read_counterexample, read_instances
 from sabr.networks.onnx_export import write_onnx
 from sabr.networks.steps import LinearStep, ReLUStep, forward
+from sabr.plan import resolve
 
 
 @pytest.fixture(scope="module")

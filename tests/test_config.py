@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sabr.config import read_cascade, resolve
+from sabr.config import TOP, read_cascade
 from sabr.errors import SabrError
 from sabr.layers import read_yaml
+from sabr.plan import resolve
 from sabr.specs import parse_eps
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -94,16 +95,20 @@ def test_shards_cover_every_image_once():
     assert row.shards(12) == [(0, 12), (12, 24), (24, 25)]
 
 
+SPLIT = read_yaml(CONFIG / "methods.yaml")["methods"]["taps"]["classifier"]
+SWEEP = {"setting": "mnist-eps-0.1", "values": [0.1, 1]}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"scale": "quik"}, "config/config.yaml: scale: 'quik' is not known; allowed: laptop, paper, quick, tiny"),
+        ({"scale": "quik"}, f"{TOP}: scale: 'quik' is not known; allowed: laptop, paper, quick, tiny"),
         (
             {"colour": 1},
-            "config/config.yaml: colour: unknown key; allowed: scale, results, checkpoints, partial, data, overrides",
+            f"{TOP}: colour: unknown key; allowed: scale, results, checkpoints, partial, data, overrides",
         ),
-        ({"partial": "perhaps"}, "config/config.yaml: partial: 'perhaps' is not allowed"),
-        ({"data": {"folder": 3, "mirror": None}}, "config/config.yaml: data.folder: 3 is not allowed"),
+        ({"partial": "perhaps"}, f"{TOP}: partial: 'perhaps' is not allowed"),
+        ({"data": {"folder": 3, "mirror": None}}, f"{TOP}: data.folder: 3 is not allowed"),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
         ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: architecture"),
         ({"overrides": {"training": {"eps": 8}}}, "overrides: training.eps: 8 is not in (0, 1]; pixels run"),
@@ -135,9 +140,39 @@ def test_shards_cover_every_image_once():
         ({"overrides": {"certification": {"images": 20000}}}, "images is 20000, but mnist has 10000 test images"),
         ({"overrides": {"training": {"ramp_end": 1}}}, "ramp_end (1) must come after ramp_start (2)"),
         ({"overrides": {"training": {"train_images": 10}}}, "batch_size (64) is larger than train_images (10)"),
-        ({"overrides": {"methods": 3}}, "config/config.yaml: overrides: methods: 3 is not allowed"),
-        ({"overrides": {"methds": {}}}, "config/config.yaml: overrides: methds: unknown key; allowed"),
+        ({"overrides": {"methods": 3}}, f"{TOP}: overrides: methods: 3 is not allowed"),
+        ({"overrides": {"methds": {}}}, f"{TOP}: overrides: methds: unknown key; allowed"),
         ({"overrides": {"training": {"eps": "8/0"}}}, "training.eps: '8/0' is not a radius"),
+        ({"overrides": {"run": {"seeds": [1, 2, 1]}}}, "overrides: run.seeds: 1 is given twice"),
+        ({"overrides": {"run": {"methods": ["ibp", "ibp"]}}}, "overrides: run.methods: 'ibp' is given twice"),
+        # What would be found hours later only.
+        ({"overrides": {"studies": {"images": 10001}}}, "10001 is not allowed: mnist-eps-0.1 has 10000 test images"),
+        (
+            {"overrides": {"studies": {"eps_factors": [1, 20]}}},
+            "20 is not allowed: times 0.1, the eps of mnist-eps-0.1",
+        ),
+        (
+            {"overrides": {"certification": {"stages": ["attack"]}}},
+            "certification.stages: attack is not allowed for mnist-eps-0.1",
+        ),
+        (
+            {"overrides": {"run": {"methods": ["taps"]}, "methods": {"taps": {"classifier": SPLIT | {"relus": 3}}}}},
+            "classifier.relus: 3 is not allowed: cnn-tiny has 3 ReLU layers",
+        ),
+        # Of what is not in the run.
+        ({"overrides": {"methods": {"taps": {"nonsense": 1}}}}, "overrides: methods.taps.nonsense: unknown key"),
+        (
+            {"overrides": {"settings": {"cifar10-eps-2_255": {"training": {"epohcs": 3}}}}},
+            "overrides: settings.cifar10-eps-2_255.training.epohcs: unknown key",
+        ),
+        (
+            {"overrides": {"run": {"settings": ["cifar10-eps-2_255"]}}},
+            "'mnist-eps-0.1' is not among run.settings; allowed: cifar10-eps-2_255; or say run.lambda_sweep: null",
+        ),
+        (
+            {"overrides": {"run": {"lambda_sweep": SWEEP | {"method": "ibp"}}}},
+            "run.lambda_sweep.method: 'ibp' has no lambda_ratio; those with the objectives sabr",
+        ),
         (
             {"overrides": {"certification": {"eps": 0.2}}},
             "overrides: certification.eps: unknown key; allowed: alpha, ",
@@ -150,6 +185,13 @@ def test_mistakes_are_told_in_one_sentence_with_their_place(changes, told):
         resolve(config, CONFIG)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_places_are_written_as_snakemake_wants_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = read_yaml(CONFIG / "config.yaml") | {"scale": "tiny", "data": {"folder": "./data/", "mirror": None}}
+    found = resolve(config | {"results": "~/mine"}, CONFIG).config
+    assert (found.results, found.data.folder) == (str(tmp_path / "mine"), "data")
 
 
 def test_a_setting_file_must_be_named_after_its_content(tmp_path):

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from sabr import costs
-from sabr.config import resolve
 from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.networks.architectures import build
+from sabr.plan import resolve
 from sabr.settings import ARCHITECTURES, DATASETS
 
 CONFIG = Path(__file__).parents[1] / "config"

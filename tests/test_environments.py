@@ -84,7 +84,7 @@ def modules(*folders):
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_each_environment_has_what_its_commands_import(environment):
     if environment == "report":
-        needed = [*modules("cli", "report"), "sabr.certification.verdicts", "sabr.specs", "sabr.config"]
+        needed = [*modules("cli", "report"), "sabr.certification.verdicts", "sabr.specs", "sabr.config", "sabr.plan"]
         needed.remove("sabr.report.counterexamples")  # of the one rule of figures that reads tensors
     else:
         computing = ("data", "networks", "bounds", "attacks", "training", "certification", "analysis")

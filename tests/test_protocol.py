@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sabr.config import resolve
 from sabr.layers import read_yaml
+from sabr.plan import resolve
 from sabr.settings import ARCHITECTURES, DATASETS
 
 CONFIG = Path(__file__).parents[1] / "config"

@@ -19,13 +19,13 @@ import torchvision
 import yaml
 from onnx import TensorProto, helper
 
-from sabr.config import resolve
 from sabr.data import datasets, download, sources
 from sabr.errors import SabrError
 from sabr.files import checksum, write_json
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints, released
 from sabr.networks.onnx_import import read_onnx
+from sabr.plan import resolve
 from sabr.settings import DATASETS
 from sabr.training import state
 

@@ -12,8 +12,8 @@ from sabr.cli.options import PUBLISHED
 from sabr.errors import SabrError
 
 if TYPE_CHECKING:
-    from sabr.config import Plan
     from sabr.costs import Cost, Costs, Model
+    from sabr.plan import Plan
 
 
 @app.command()
@@ -32,8 +32,8 @@ def plan(
     Times are extrapolated from steps measured on one machine, those on a GPU from the paper's own training times.
     """
     from sabr import costs
-    from sabr.config import resolve
     from sabr.layers import read_yaml
+    from sabr.plan import resolve
     from sabr.reference import configuration
 
     content = read_yaml(folder / "config.yaml")
@@ -72,8 +72,8 @@ def _updated(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 def _gpu(known: "Costs", folder: Path) -> "Model":
     """The model of the paper's GPU."""
     from sabr import costs
-    from sabr.config import resolve
     from sabr.layers import read_yaml
+    from sabr.plan import resolve
     from sabr.report import published
 
     table = published.read(folder / PUBLISHED.name)

@@ -3,10 +3,10 @@ import torch
 from nets import ROUNDS, distance
 
 from sabr.analysis import eps_curve
-from sabr.config import resolve
 from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.networks.steps import forward
+from sabr.plan import resolve
 from sabr.studies import COLUMNS
 
 

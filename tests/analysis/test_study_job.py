@@ -8,12 +8,12 @@ import torch
 
 from sabr import cli, trained
 from sabr.analysis import job
-from sabr.config import resolve
 from sabr.data.datasets import Split
 from sabr.errors import SabrError
 from sabr.files import checksum
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints
+from sabr.plan import resolve
 from sabr.specs import CertificationSpec, read_spec
 from sabr.studies import COLUMNS, VALUES, StudySpec
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sabr.bounds.boxes import ball
-from sabr.config import resolve
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load
 from sabr.layers import read_yaml
 from sabr.networks.affine import folded_steps
+from sabr.plan import resolve
 from sabr.settings import DATASETS
 from sabr.specs import CertificationSpec, TrainingSpec
 from sabr.training.trainer import train

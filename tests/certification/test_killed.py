@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sabr.certification import verdicts
-from sabr.config import resolve
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints
+from sabr.plan import resolve
 from sabr.specs import CertificationSpec, TrainingSpec
 from sabr.training.trainer import train
 

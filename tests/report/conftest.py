@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from sabr.certification.verdicts import COLUMNS, read, write
-from sabr.config import resolve
 from sabr.layers import read_yaml
+from sabr.plan import resolve
 from sabr.report import outline, published, style
 from sabr.report.tables.layout import Context
 from sabr.specs import TRAINING_REVISION

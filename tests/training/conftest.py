@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sabr.config import resolve
 from sabr.layers import read_yaml
 from sabr.methods import METHODS
 from sabr.networks.affine import clean_pass
+from sabr.plan import resolve
 from sabr.training.methods.base import Batch
 
 

@@ -115,7 +115,7 @@ def test_what_there_is_makes_tables_and_figures_that_name_what_is_missing(again)
     for path in again.kept.glob("mnist/*/*/*/verdicts.json"):
         path.unlink()
     text = told(taken(again, "tables", partial=True))
-    assert "partial: true, but results/reference has no network of this configuration with verdicts yet" in text
+    assert "nothing to show in part: results/reference has no network of this configuration with verdicts yet" in text
 
 
 def test_a_network_without_weights_is_left_out_of_studies_that_it_has_not(again):
@@ -175,7 +175,7 @@ def test_what_would_be_empty_is_not_asked_for(make_workflow, finished, request, 
 @pytest.mark.parametrize("changed", [{"training": {"epochs": 4, "ramp_end": 3}}, {"certification": {"images": 10}}])
 def test_results_of_another_configuration_do_not_count(finished, changed):
     text = told(finished.run("--dry-run", "tables", partial=True, overrides=SMALL | changed))
-    assert "partial: true, but results/tiny has no network of this configuration with verdicts yet" in text
+    assert "nothing to show in part: results/tiny has no network of this configuration with verdicts yet" in text
 
 
 def test_an_unfinished_run_is_kept_in_part(finished, tmp_path):
@@ -261,6 +261,16 @@ def test_weights_that_do_not_fit_stay_behind(finished, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(SabrError, match="other is there, but no kept run"):
         reference.keep(finished.results, tmp_path / "other", 40)
+    # Nor another run, nor itself.
+    shutil.copyfile(finished.results / "outline.json", tmp_path / "other" / "outline.json")
+    with pytest.raises(SabrError, match="other is there, but no kept run"):
+        reference.keep(finished.results, tmp_path / "other", 40)
+    for place in (finished.results, finished.results / "kept", finished.results.parent):
+        with pytest.raises(SabrError, match="lie in one another"):
+            reference.keep(finished.results, place, 40)
+    (tmp_path / "other" / "outline.json").write_text("{}")
+    with pytest.raises(SabrError, match="outline.json is no outline of a run"):
+        reference.keep(tmp_path / "other", tmp_path / "none", 40)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "fewer", "other"]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sabr.config import resolve
 from sabr.files import sole_writer
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints
+from sabr.plan import resolve
 
 pytestmark = pytest.mark.workflow
 

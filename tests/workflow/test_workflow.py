@@ -232,7 +232,7 @@ def test_unknown_targets_and_mistakes_are_told(finished):
     wrong = finished.run("--dry-run", overrides={"training": {"eps": 8}})
     assert wrong.returncode == 1
     told = wrong.stdout + wrong.stderr  # a dry run tells on standard output
-    assert "config/config.yaml: overrides: training.eps: 8 is not in (0, 1]" in told
+    assert "config/config.yaml, or what is laid over it: overrides: training.eps: 8 is not in (0, 1]" in told
     assert "Traceback" not in told
     foreign = finished.run("--dry-run", "results/tiny/mnist/eps-0.3/sabr/seed-1/model.pt")
     assert foreign.returncode == 1

@@ -8,7 +8,7 @@ from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
-from sabr.config import resolve
+from sabr.plan import resolve
 from sabr.errors import SabrError
 from sabr.files import read_json
 from sabr.reference import as_asked, configuration, finished, with_verdicts
@@ -87,8 +87,10 @@ def refuse_foreign_results():
                 spec.model_dump(mode="json"), read_json(Path(file))
             )
             if different:
+                # A network goes with what it was trained by; how it is tested is made again alone.
+                old = Path(file).parent if file.endswith("/run.json") else file
                 raise SabrError(
-                    f"{file} belongs to another configuration: {different[0]}; delete {Path(file).parent}, "
+                    f"{file} belongs to another configuration: {different[0]}; delete {old}, "
                     "or choose another folder for `results`"
                 )
 
