@@ -88,7 +88,7 @@ def refuse_foreign_results():
             )
             if different:
                 # A network goes with what it was trained by; how it is tested is made again alone.
-                old = Path(file).parent if file.endswith("/run.json") else file
+                old = Path(file).parent if Path(file).name == "run.json" else file
                 raise SabrError(
                     f"{file} belongs to another configuration: {different[0]}; delete {old}, "
                     "or choose another folder for `results`"

@@ -94,6 +94,10 @@ rule gather:
             f"{RESULTS}/{path}/studies/{wildcards.study}.json"
             for path in STUDIED[wildcards.study]
         ],
+        # Studies must be of the networks that are there; kept ones may be taken before these are.
+        networks=lambda wildcards: [
+            f"{RESULTS}/{path}/model.json" for path in STUDIED[wildcards.study]
+        ],
     output:
         f"{RESULTS}/studies/{{study}}.csv",
     log:
