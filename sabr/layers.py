@@ -12,6 +12,9 @@ from sabr.errors import SabrError
 from sabr.methods import METHODS
 from sabr.specs import Certification, Training, first_problem
 
+# What may be said of training and of certification; what else they hold follows from the setting.
+TRAINING = set(Training.model_fields) - {"dataset"}
+CERTIFICATION = set(Certification.model_fields) - {"dataset", "eps", "seed"}
 _OF_METHODS = {"like", "training", "certification"}.union(*(kind.model_fields for kind in METHODS.values()))
 
 
@@ -93,8 +96,8 @@ class Layer:
                 known | {n for n in methods.content if {"objective", "like"} & methods.part(n).content.keys()}
             )
             # Also of what this run does not use: a mistyped key would stay unseen.
-            layer.part("training").check_keys(set(Training.model_fields) - {"dataset"})
-            layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
+            layer.part("training").check_keys(TRAINING)
+            layer.part("certification").check_keys(CERTIFICATION)
             for name in methods.content:
                 methods.part(name).check_keys(_OF_METHODS)
 

@@ -10,7 +10,7 @@ from typing import Any
 from sabr.config import NAME, TOP, Config, Run
 from sabr.consistency import check
 from sabr.errors import SabrError
-from sabr.layers import Layer, Origins, merged, read_yaml, validate
+from sabr.layers import CERTIFICATION, TRAINING, Layer, Origins, merged, read_yaml, validate
 from sabr.methods import METHODS, Strict
 from sabr.scales import in_words
 from sabr.specs import Certification, CertificationSpec, DatasetName, Training, TrainingSpec, parse_eps
@@ -208,9 +208,9 @@ def _row(setting: str, method: str, seed: int, own: Layer, layers: list[Layer], 
     where = f"setting {setting}, method {method}"
     trained = [*(layer.part("training") for layer in layers), *(part.part("training") for part in parts)]
     for layer in trained:
-        layer.check_keys(set(Training.model_fields) - {"dataset"})
+        layer.check_keys(TRAINING)
     for layer in layers:
-        layer.part("certification").check_keys(set(Certification.model_fields) - {"dataset", "eps", "seed"})
+        layer.part("certification").check_keys(CERTIFICATION)
     limits = [part.part("certification") for part in parts]
     for layer in limits:
         layer.check_keys({"complete", "shard_minutes"})

@@ -178,7 +178,7 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
                     "--partial"
                 )
     mark = destination / "README.md"
-    if destination.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8").startswith(_MARK)):
+    if destination.exists() and not (mark.is_file() and mark.read_bytes().startswith(_MARK.encode())):
         raise SabrError(f"{destination} is there, but no kept run; delete it or choose another folder")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -130,3 +130,14 @@ def test_in_half_the_precision_the_gradient_is_nearly_the_same(small_network):
     torch.testing.assert_close(rough.logits, exact.logits, rtol=0.05, atol=0.05)
     alike = torch.cosine_similarity(rough.pull(gradient).flatten(), exact.pull(gradient).flatten(), dim=0)
     assert rough.pull(gradient).dtype == torch.float32 and alike > 0.98
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((4, 4), (2, 2)), ((3, 2), (2, 1))])
+def test_windows_are_pulled_back_as_by_a_transposed_convolution(channels, kernel, stride):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, channels, *kernel, generator=generator, dtype=torch.float64)
+    step = ConvolutionStep(weight, torch.zeros(5, dtype=torch.float64), stride, (1, 1))
+    windows = torch.randn(4, 5, 3, 2, generator=generator, dtype=torch.float64)
+    expected = torch.nn.functional.conv_transpose2d(windows, weight, None, stride)
+    assert torch.allclose(step.pull_windows(windows), expected, rtol=0, atol=1e-12)

@@ -126,7 +126,7 @@ def _quoted(published: pd.DataFrame, measure: str) -> str:
 def _scale(outline: Outline, table: pd.DataFrame) -> str:
     """The scale in words, with the number of images that were studied in the place of those that were certified."""
     images = " / ".join(f"{count:,}" for count in sorted(set(table["images"])))
-    return f"{outline.studied}, first {images} test images"
+    return f"{outline.studied}, first {images} images"
 
 
 def _notes(means: pd.DataFrame, context: Context, measures: Sequence[str]) -> list[str]:
