@@ -144,7 +144,7 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
     """Copy what is worth keeping of a finished run to `destination`, in whose place it comes whole or not at all.
 
     All is kept but counterexamples and weights; of the weights, those of long training first, then one seed after the
-    other, as many as fit.
+    other, as many as fit. A run drawn from a kept run may lack weights: what has verdicts was certified.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
     }
     rows = {path: rows[path] for path in finished(rows, run)} if partial else rows
     for path in rows:
-        for name in (*_ROW_FILES, "model.pt"):
+        for name in _ROW_FILES:
             if not (run / path / name).is_file():
                 raise SabrError(
                     f"{run / path / name} is not there: finish this run before you keep it, or keep what there is with "
@@ -193,7 +193,7 @@ def keep(run: Path, destination: Path, limit: float, *, partial: bool = False) -
             without = []
             for path in sorted(rows, key=lambda path: ("long" not in rows[path]["parts"], rows[path]["seed"])):
                 weights = run / path / "model.pt"
-                if weights.stat().st_size > left:
+                if not weights.is_file() or weights.stat().st_size > left:
                     without.append(path)
                     continue
                 shutil.copyfile(weights, copy / path / "model.pt")

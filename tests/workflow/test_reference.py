@@ -293,6 +293,16 @@ def test_an_unfinished_run_is_not_kept(finished, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_run_drawn_from_a_kept_one_is_kept_without_the_weights_that_it_lacks(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.results, run)
+    (run / ROWS[0] / "model.pt").unlink()
+    assert reference.keep(run, tmp_path / "kept", 40).without_weights == [ROWS[0]]
+    assert not (tmp_path / "kept" / ROWS[0] / "model.pt").exists()
+    assert (tmp_path / "kept" / ROWS[0] / "verdicts.json").is_file()
+    assert (tmp_path / "kept" / ROWS[1] / "model.pt").is_file()
+
+
 def test_the_configuration_is_that_of_the_kept_run(finished, tmp_path):
     config = {"scale": "quick", "results": str(tmp_path), "checkpoints": "kept", "data": {}, "overrides": {}}
     reference.keep(finished.results, tmp_path / "kept", 40)
