@@ -116,8 +116,8 @@ def test_the_laptop_scale_fits_two_cores_in_about_eight_hours():
     assert 8 < hours < 17
 
 
-def test_long_rows_are_what_the_measured_step_says():
-    spec = rows("laptop")["mnist/eps-0.1/sabr-long/seed-1"].training
+def test_a_long_training_is_what_the_measured_step_says():
+    spec = rows("laptop")["mnist/eps-0.1/sabr-long/seed-1"].training.model_copy(update={"architecture": "cnn-medium"})
     # Measured: 0.577 s a step of SABR on 128 images, 468 steps an epoch.
     assert CORE.training(spec) == pytest.approx(0.577 * 468 * spec.epochs, rel=0.1)
 

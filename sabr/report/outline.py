@@ -13,9 +13,9 @@ from sabr.methods import Strict
 from sabr.report.style import Style
 from sabr.specs import DatasetName, first_problem, parse_eps
 
-Part = Literal["main", "sweep", "ablation", "shrinking", "widths", "long"]
+Part = Literal["main", "studied", "sweep", "ablation", "shrinking", "widths", "long"]
 # Other choices of networks.
-Choice = Literal["studied", "first seeds", "all"]
+Choice = Literal["first seeds", "all"]
 
 _NETWORK = ["dataset", "eps", "method", "seed"]
 
@@ -26,7 +26,7 @@ def _radius(value: str) -> str:
 
 
 class PlannedRow(Strict):
-    """One network; `eps` as it is written: "0.1", "2/255". `parts`: main (Table 1), sweep, or a comparison's name."""
+    """One network; `eps` as it is written: "0.1", "2/255". `parts`: main (Table 1), studied, sweep, or a comparison's."""
 
     dataset: DatasetName
     eps: Annotated[str, AfterValidator(_radius)]
@@ -75,18 +75,12 @@ class Outline(Strict):
     def of(self, part: Part | Choice) -> pd.DataFrame:
         """Networks of a part, or a choice of them: dataset, eps, method, seed, in the order of the plan; maybe none.
 
-        "studied": those of the ablation, else Table 1's of the first setting; "first seeds": Table 1's, one of each
-        method and setting.
+        "first seeds": Table 1's, one of each method and setting.
         """
         if part == "all":
             return self.table[_NETWORK]
         if part == "first seeds":
             return self.of("main").drop_duplicates(["dataset", "eps", "method"]).reset_index(drop=True)
-        if part == "studied":
-            main = self.of("main")
-            first = (main["dataset"] == main["dataset"].iloc[0]) & (main["eps"] == main["eps"].iloc[0])
-            compared = self.of("ablation")
-            return main[first].reset_index(drop=True) if compared.empty else compared
         table = self.table
         chosen = table[[part in parts for parts in table["parts"]]]
         return chosen[_NETWORK].reset_index(drop=True)

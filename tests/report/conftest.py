@@ -149,7 +149,7 @@ def plan() -> Callable[..., outline.Outline]:
             setting, method, seed, *parts = network.split("/")
             dataset, _, eps = setting.partition("-eps-")
             place = {"dataset": dataset, "eps": eps.replace("_", "/"), "method": method, "seed": int(seed)}
-            rows.append(place | {"parts": parts[0].split() if parts else ["main"]})
+            rows.append(place | {"parts": parts[0].split() if parts else ["main", "studied"]})
         content = {"scale": "tiny", "title": title, "studied": title, "overrides": {}, "rows": rows}
         return outline.parse(json.dumps(content))
 

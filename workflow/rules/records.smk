@@ -4,7 +4,12 @@ import json
 
 from sabr.scales import without_images
 
-PARTS = {"main": PLAN.main, "sweep": PLAN.sweep, **PLAN.comparisons}
+PARTS = {
+    "main": PLAN.main,
+    "studied": PLAN.studied,
+    "sweep": PLAN.sweep,
+    **PLAN.comparisons,
+}
 # The plan as tables, claims and the report need it: each network once, with the parts that it is for.
 OUTLINE = {
     "scale": PLAN.config.scale,
