@@ -13,6 +13,9 @@ from sabr.bounds.rows import Rows, Walk, at_a_time, flat, input_shapes, largest_
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
+# Windows are pulled back as fast in turns of so many bytes as in larger ones (measured), which only take more memory.
+_ENOUGH = 2**27
+
 
 def crown_inputs(
     steps: Sequence[Step],
@@ -179,4 +182,4 @@ def _seen(ends: tuple[Tensor, Tensor], rows: Rows, shape: Sequence[int]) -> tupl
 
 def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
     """How many neurons to bound at a time."""
-    return min(at_a_time(16 * largest_row(steps, shapes) * like.element_size(), memory), 8192)
+    return min(at_a_time(16 * largest_row(steps, shapes) * like.element_size(), min(memory, _ENOUGH)), 8192)

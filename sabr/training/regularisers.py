@@ -51,7 +51,7 @@ class _L1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
-        return _absolute_sum(values)
+        return _absolute_sum(*alike(values))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
