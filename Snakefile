@@ -55,7 +55,7 @@ rule all:
 
 rule models:
     input:
-        of_each_row("model.pt"),
+        WEIGHTS,
 
 
 rule tables:

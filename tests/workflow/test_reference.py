@@ -303,6 +303,12 @@ def test_a_run_drawn_from_a_kept_one_is_kept_without_the_weights_that_it_lacks(f
     assert (tmp_path / "kept" / ROWS[1] / "model.pt").is_file()
 
 
+def test_models_are_those_whose_weights_are_there(again):
+    (again.kept / ROWS[0] / "model.pt").unlink()
+    jobs = planned(again, "models")
+    assert jobs["take_weights"] == [f"results/from-reference/{ROWS[1]}/model.pt"]
+
+
 def test_the_configuration_is_that_of_the_kept_run(finished, tmp_path):
     config = {"scale": "quick", "results": str(tmp_path), "checkpoints": "kept", "data": {}, "overrides": {}}
     reference.keep(finished.results, tmp_path / "kept", 40)

@@ -42,6 +42,12 @@ try:
     KEPT = with_verdicts(ROWS, Path(CHECKPOINTS)) if CHECKPOINTS else []
 except SabrError as error:
     raise WorkflowError(str(error)) from None
+# Of a kept run, those networks whose weights are there.
+WEIGHTS = [
+    f"{RESULTS}/{path}/model.pt"
+    for path in ROWS
+    if not CHECKPOINTS or Path(CHECKPOINTS, path, "model.pt").is_file()
+]
 SETTING = f"{RESULTS}/{{dataset}}/{{eps}}"
 ROW = f"{SETTING}/{{method}}/seed-{{seed}}"
 DATA = PLAN.config.data.folder
