@@ -14,6 +14,9 @@ from typing import Any
 
 from sabr.errors import SabrError
 
+# For what a program wrote.
+_REMEDY = "delete it and run again"
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -104,12 +107,48 @@ def read_json(path: Path) -> Any:
     SabrError
         When the file is missing or is not JSON (half-written by another program, for instance).
     """
+    text = read_text(path, _REMEDY)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(text, str(path))
+    except SabrError as error:
+        raise SabrError(f"{error}; {_REMEDY}") from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Read JSON from a text, which is called `what` in messages; NaN and infinity are refused.
+
+    Raises
+    ------
+    SabrError
+        When it is not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}, column {error.colno}: {error.msg}" if text.strip() else "it is empty"
+    except ValueError:
+        reason = "a number in it is not finite, or has too many digits"
+    raise SabrError(f"{what} is not valid JSON ({reason})")
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Read a text file; `remedy` says what to do when it holds something else.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, or is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SabrError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+    except UnicodeDecodeError as error:
+        raise SabrError(f"{path} is not text in UTF-8; {remedy}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:

@@ -43,6 +43,17 @@ def test_json_round_trip_and_refusals(tmp_path):
         read_json(path)
     with pytest.raises(SabrError, match="cannot read .*: No such file"):
         read_json(tmp_path / "none.json")
+    for content, told in (
+        (b"", r"\(it is empty\)"),
+        (b"[NaN]", "a number in it is not finite"),
+        (b"[1", "line 1, column 3"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(SabrError, match=f"value.json is not valid JSON .*{told}.* delete it and run again"):
+            read_json(path)
+    path.write_bytes(b'"\xff"')
+    with pytest.raises(SabrError, match="value.json is not text in UTF-8; delete it and run again"):
+        read_json(path)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

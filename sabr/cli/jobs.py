@@ -37,21 +37,19 @@ def spec(
     output: Output,
 ) -> None:
     """Validate a specification and write it to a file."""
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel
 
     from sabr import specs
-    from sabr.files import write_json
+    from sabr.files import parse_json, write_json
+    from sabr.problems import checked
 
     models: dict[str, type[BaseModel]] = {
         "training": specs.TrainingSpec,
         "attack": specs.AttackSpec,
         "certification": specs.CertificationSpec,
     }
-    try:
-        checked = models[kind].model_validate_json(json)
-    except ValidationError as error:
-        raise SabrError(f"{kind} specification: {specs.first_problem(error)}") from error
-    write_json(output, checked.model_dump(mode="json"))
+    where = f"{kind} specification"
+    write_json(output, checked(models[kind], parse_json(json, where), where).model_dump(mode="json"))
 
 
 @app.command()

@@ -106,14 +106,9 @@ def _study_idea(name: str, output: Path) -> None:
 
 
 def _asked(**asked: object) -> StudySpec:
-    from pydantic import ValidationError
+    from sabr.problems import checked
 
-    from sabr.specs import first_problem
-
-    try:
-        return StudySpec.model_validate(asked)
-    except ValidationError as error:
-        raise SabrError(f"study: {first_problem(error)}") from error
+    return checked(StudySpec, asked, "study")
 
 
 def _say(line: str) -> None:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sabr.certification import verdicts
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.specs import PROOFS, CertificationSpec, TrainingSpec, differing_keys, first_problem, parse_eps, read_spec
+from sabr.problems import first_problem
+from sabr.specs import PROOFS, CertificationSpec, TrainingSpec, differing_keys, parse_eps, read_spec
 
 # What a finished row folder has.
 _FILES = ("run.json", "model.json", "history.csv", "attack.json", "verdicts.csv", "verdicts.json")
@@ -102,7 +103,9 @@ def read_row(folder: Path) -> Row:
     try:
         certification = CertificationSpec.model_validate(judged["certification"])
     except ValidationError as error:
-        raise SabrError(f"{folder / 'verdicts.json'}: certification.{first_problem(error)}") from error
+        raise SabrError(
+            f"{folder / 'verdicts.json'}: certification.{first_problem(error, judged['certification'])}"
+        ) from error
     missing = [stage for stage in certification.stages if stage not in judged["stages"]]
     if missing:
         raise SabrError(f"{folder / 'verdicts.json'}: stages.{missing[0]}: this key is missing; certify again")
