@@ -27,8 +27,9 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises
     ------
     SabrError
-        When the folder cannot be written to or the disk is full; `path` is then as it was before.
+        When the folder cannot be written to, `path` is one, or the disk is full; `path` is then as it was before.
     """
+    _refuse_folder(path)
     temporary: Path | None = None
     handle: int | None = None
     try:
@@ -64,7 +65,8 @@ def sole_writer(*paths: Path) -> Iterator[None]:
     Raises
     ------
     SabrError
-        When another process works on one of them (says which process), or the folder cannot be written to.
+        When another process works on one of them (says which process), one is a folder, or its folder cannot be written
+        to.
     """
     with contextlib.ExitStack() as held:
         for path in paths:
@@ -159,6 +161,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def _sole_writer(path: Path) -> Iterator[None]:
+    _refuse_folder(path)
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +190,12 @@ def _sole_writer(path: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Tell a folder before there is something to write."""
+    if path.is_dir():
+        raise SabrError(f"cannot write {path}: it is a folder; name a file")
 
 
 def _try_lock(handle: int) -> bool | None:

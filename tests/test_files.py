@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,16 @@ def test_json_round_trip_and_refusals(tmp_path):
     path.write_bytes(b'"\xff"')
     with pytest.raises(SabrError, match="value.json is not text in UTF-8; delete it and run again"):
         read_json(path)
+
+
+@pytest.mark.parametrize("name", ["folder", "."])
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for writer in (atomic, sole_writer):
+        with pytest.raises(SabrError, match=f"cannot write {name}: it is a folder; name a file"), writer(Path(name)):
+            pass
+    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

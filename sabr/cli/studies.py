@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import DataFolder, Device, Output, Threads
+from sabr.cli.options import DataFolder, Device, Output, Threads, a_file
 from sabr.errors import SabrError
 from sabr.files import sole_writer
 from sabr.studies import COLUMNS, StudySpec
@@ -23,7 +23,8 @@ def study(
     name: Annotated[Study, typer.Argument(help="Which study of the paper.")],
     output: Output,
     model: Annotated[
-        Path | None, typer.Argument(help=f"Checkpoint (.pt); none for {', '.join(_IDEAS)}.", show_default=False)
+        Path | None,
+        typer.Argument(help=f"Checkpoint (.pt); none for {', '.join(_IDEAS)}.", show_default=False, callback=a_file),
     ] = None,
     specification: Annotated[
         Path | None,
