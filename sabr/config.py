@@ -104,8 +104,17 @@ def _place(path: str) -> str:
 
 
 def place(path: str) -> str:
-    """A path as Snakemake should see it: a home directory put in for ~, without a dot in front or a slash behind."""
-    return str(Path(path).expanduser())
+    """A path as Snakemake should see it: a home directory put in for ~, without a dot in front or a slash behind.
+
+    Raises
+    ------
+    ValueError
+        When there is no such home directory.
+    """
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{path!r} is not allowed: there is no such home directory here") from None
 
 
 # Braces would be wildcards to Snakemake.

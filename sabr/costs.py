@@ -13,7 +13,7 @@ from sabr.layers import Origins, read_yaml, validate
 from sabr.methods import METHODS, Strict
 from sabr.plan import Row
 from sabr.settings import ARCHITECTURES, DATASETS
-from sabr.specs import AttackRound, TrainingSpec
+from sabr.specs import ArchitectureName, AttackRound, DatasetName, TrainingSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -21,8 +21,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Step(Strict):
     """A training step of IBP, and how long it takes; all other costs are told in units of it."""
 
-    dataset: str
-    architecture: str
+    dataset: DatasetName
+    architecture: ArchitectureName
     batch_size: PositiveInt
     seconds: PositiveFloat
 

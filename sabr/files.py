@@ -14,6 +14,9 @@ from typing import Any
 
 from sabr.errors import SabrError
 
+# For what a program wrote.
+_REMEDY = "delete it and run again"
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -24,8 +27,9 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises
     ------
     SabrError
-        When the folder cannot be written to or the disk is full; `path` is then as it was before.
+        When the folder cannot be written to, `path` is one, or the disk is full; `path` is then as it was before.
     """
+    _refuse_folder(path)
     temporary: Path | None = None
     handle: int | None = None
     try:
@@ -61,7 +65,8 @@ def sole_writer(*paths: Path) -> Iterator[None]:
     Raises
     ------
     SabrError
-        When another process works on one of them (says which process), or the folder cannot be written to.
+        When another process works on one of them (says which process), one is a folder, or its folder cannot be written
+        to.
     """
     with contextlib.ExitStack() as held:
         for path in paths:
@@ -104,12 +109,48 @@ def read_json(path: Path) -> Any:
     SabrError
         When the file is missing or is not JSON (half-written by another program, for instance).
     """
+    text = read_text(path, _REMEDY)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(text, str(path))
+    except SabrError as error:
+        raise SabrError(f"{error}; {_REMEDY}") from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Read JSON from a text, which is called `what` in messages; NaN and infinity are refused.
+
+    Raises
+    ------
+    SabrError
+        When it is not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}, column {error.colno}: {error.msg}" if text.strip() else "it is empty"
+    except ValueError:
+        reason = "a number in it is not finite, or has too many digits"
+    raise SabrError(f"{what} is not valid JSON ({reason})")
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Read a text file; `remedy` says what to do when it holds something else.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, or is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SabrError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+    except UnicodeDecodeError as error:
+        raise SabrError(f"{path} is not text in UTF-8; {remedy}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:
@@ -120,6 +161,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def _sole_writer(path: Path) -> Iterator[None]:
+    _refuse_folder(path)
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +190,12 @@ def _sole_writer(path: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Tell a folder before there is something to write."""
+    if path.is_dir():
+        raise SabrError(f"cannot write {path}: it is a folder; name a file")
 
 
 def _try_lock(handle: int) -> bool | None:

@@ -9,8 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from sabr.errors import SabrError
+from sabr.files import read_text
 from sabr.methods import METHODS
-from sabr.specs import Certification, Training, first_problem
+from sabr.problems import first_problem, written
+from sabr.specs import Certification, Training
 
 # What may be said of training and of certification; what else they hold follows from the setting.
 TRAINING = set(Training.model_fields) - {"dataset"}
@@ -26,15 +28,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     SabrError
         When it cannot be read, is not YAML, or holds something else.
     """
+    text = read_text(path, "save it as UTF-8")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, for instance
         raise SabrError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise SabrError(f"{path} must hold keys and values")
+    _check_keys_are_text(value, f"{path}: ")
     return value
+
+
+def _check_keys_are_text(value: object, where: str) -> None:
+    """Refuse keys such as 1, yes and null, which no mapping here has."""
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, content in below:
+        if isinstance(value, dict) and not isinstance(key, str):
+            raise SabrError(f"{where}{written(key)} is not allowed: a key must be text; put it in quotes")
+        _check_keys_are_text(content, f"{where}{key}.")
 
 
 @dataclass
@@ -62,10 +73,12 @@ class Layer:
 
     def part(self, key: str) -> "Layer":
         """What is said below a key; nothing, if the key is not there."""
-        value = self.content.get(key) or {}
+        value = self.content.get(key)
+        if value is None:
+            value = {}
         if not isinstance(value, dict):
             raise SabrError(
-                f"{self.file}: {self.prefix}{key}: {value!r} is not allowed: keys and values are needed here"
+                f"{self.file}: {self.prefix}{key}: {written(value)} is not allowed: a mapping of keys is needed here"
             )
         return Layer(self.file, value, f"{self.prefix}{key}.")
 
@@ -124,9 +137,7 @@ def validate(model: type[Any], value: Mapping[str, Any], origins: Origins) -> An
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        path, _, message = first_problem(error).partition(": ")
-        if not message:
-            path, message = "", path
+        path, message = first_problem(error, value)
         if message == "unknown key" and "." not in path:
             message += f"; allowed: {', '.join(model.model_fields)}"
         raise SabrError(f"{origins.blame(path)}: {message}") from error

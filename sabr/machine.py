@@ -9,7 +9,7 @@ from types import FrameType
 
 import torch
 
-from sabr.errors import SabrError
+from sabr.errors import SabrError, first_line
 
 
 def use(threads: int, device: str) -> torch.device:
@@ -36,9 +36,11 @@ def use(threads: int, device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise SabrError(f"--device {device} cannot be used here: give cpu, cuda, cuda:1, ..., or auto")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise SabrError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise SabrError(f"--device {device} cannot be used here: {first_line(error)}") from error
     return chosen
 
 

@@ -12,6 +12,7 @@ from sabr.consistency import check
 from sabr.errors import SabrError
 from sabr.layers import CERTIFICATION, TRAINING, Layer, Origins, merged, read_yaml, validate
 from sabr.methods import METHODS, Strict
+from sabr.problems import written
 from sabr.scales import in_words
 from sabr.specs import Certification, CertificationSpec, DatasetName, Training, TrainingSpec, parse_eps
 from sabr.studies import Studies
@@ -183,8 +184,10 @@ def resolve(config: Mapping[str, Any], folder: Path) -> Plan:
     for found in (*main, *sweep, *(row for rows in comparisons.values() for row in rows)):
         if paths.setdefault(found.path, found) != found:
             raise SabrError(f"{found.path} would hold two different networks; rename one of the methods")
-    name = str(scale.content.get("title", top.scale))
-    plan = Plan(top, name, run, tuple(main), tuple(sweep), comparisons, studies)
+    title = scale.content.get("title", top.scale)
+    if not isinstance(title, str) or not title:
+        raise SabrError(f"{scale.file}: title: {written(title)} is not allowed: text is needed here, in quotes")
+    plan = Plan(top, title, run, tuple(main), tuple(sweep), comparisons, studies)
     check(plan)
     return plan
 
@@ -198,8 +201,14 @@ def _row(setting: str, method: str, seed: int, own: Layer, layers: list[Layer], 
     if sweep is not None:
         name = f"{method}-lambda-{sweep['lambda_ratio']:g}"
         parts.append(Layer("run.lambda_sweep", sweep))
-    objective = next((part.content["objective"] for part in reversed(parts) if "objective" in part.content), None)
-    if not re.match(NAME, method) or objective not in METHODS:
+    told = next((part for part in reversed(parts) if "objective" in part.content), None)
+    objective = None if told is None else told.content["objective"]
+    if told is not None and (not isinstance(objective, str) or objective not in METHODS):
+        raise SabrError(
+            f"{told.file}: {told.prefix}objective: {written(objective)} is not allowed: one of {', '.join(METHODS)} is "
+            "needed here"
+        )
+    if not re.match(NAME, method) or objective is None:
         known = ", ".join(layers[0].part("methods").content)
         raise SabrError(
             f"run.methods: {method!r} has no known objective; allowed methods: {known} (config/methods.yaml)"
@@ -254,7 +263,7 @@ def _method_parts(method: str, layers: list[Layer]) -> list[Layer]:
             or not any(other in la.part("methods").content for la in layers)
         ):
             known = ", ".join(name for name in layers[0].part("methods").content if name not in chain)
-            raise SabrError(f"{like.file}: {like.prefix}like: {other!r} is not another method; allowed: {known}")
+            raise SabrError(f"{like.file}: {like.prefix}like: {written(other)} is not another method; allowed: {known}")
         chain.insert(0, other)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import BaseModel
+
 from sabr.config import TOP, place
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json, write_text
+from sabr.problems import checked
 from sabr.specs import TrainingSpec, differing_keys, read_spec
 
 if TYPE_CHECKING:
@@ -29,6 +32,25 @@ _MARK = "# A kept run"
 _NO_HISTORY = (
     "epoch,eps,learning_rate,loss,robust_loss,regulariser,l1,natural_accuracy,robust_accuracy,seconds,images_per_second"
 )
+
+
+class _Network(BaseModel):
+    """A network of an outline."""
+
+    dataset: str
+    eps: str
+    method: str
+    seed: int
+    parts: list[str]
+
+
+class _Outline(BaseModel):
+    """An outline, as far as it is needed here."""
+
+    scale: str
+    title: str
+    overrides: dict[str, Any]
+    rows: list[_Network]
 
 
 class Kept(NamedTuple):
@@ -52,13 +74,15 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     SabrError
         When the folder is not there, or when it was made with other `overrides` than the configuration's.
     """
-    name = config.get("checkpoints")
-    if not isinstance(name, str):
+    name, results = config.get("checkpoints"), config.get("results")
+    if not isinstance(name, str) or not isinstance(results, str):
         return dict(config)
-    results = Path(place(str(config.get("results"))))
-    folder = results / name
+    try:
+        folder = Path(place(results)) / name
+    except ValueError as error:
+        raise SabrError(f"{TOP}: results: {error}") from error
     if not folder.is_dir():
-        raise SabrError(f"{TOP}: checkpoints: {name!r} is no folder in {results}")
+        raise SabrError(f"{TOP}: checkpoints: {name!r} is no folder in {folder.parent}")
     if not (folder / OUTLINE).is_file():
         return dict(config)
     outline = _outline(folder)
@@ -73,12 +97,8 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _outline(folder: Path) -> dict[str, Any]:
     """The outline of a run, as far as it is needed here."""
-    content = read_json(folder / OUTLINE)
-    needed, of_rows = {"scale", "title", "overrides", "rows"}, {"dataset", "eps", "method", "seed", "parts"}
-    if isinstance(content, dict) and needed <= content.keys() and isinstance(content["rows"], list):
-        if all(isinstance(row, dict) and of_rows <= row.keys() for row in content["rows"]):
-            return content
-    raise SabrError(f"{folder / OUTLINE} is no outline of a run; `sabr outline` writes one")
+    where = f"{folder / OUTLINE} is no outline of a run"
+    return checked(_Outline, read_json(folder / OUTLINE), where, "`sabr outline` writes one").model_dump()
 
 
 def as_asked(rows: Mapping[str, "Row"], folder: Path) -> list[str]:
@@ -234,10 +254,12 @@ def take(source: Path, run: Path, outputs: Sequence[Path]) -> None:
         if not weights.is_file() or checksum(weights) != sidecar["sha256"]:
             raise SabrError(f"{weights} is damaged or does not belong to model.json; put the right one there")
     for path in outputs:
+        if not path.is_relative_to(run.parent):
+            raise SabrError(f"{path} is not below {run.parent}, the folder of {run.name}: name a file there")
         original = source / path.relative_to(run.parent)
         if path.name == "model.json":
             write_json(path, sidecar)
-        elif path.name == "history.csv" and not original.exists() and not sidecar["history"]:
+        elif path.name == "history.csv" and not original.exists() and sidecar.get("history") == []:
             write_text(path, f"{_NO_HISTORY}\n")
         else:
             _unpack(original, path)

@@ -11,13 +11,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from sabr.errors import SabrError
 from sabr.files import read_json
 from sabr.methods import AnyMethod, Attack, Steps, Strict
+from sabr.problems import checked, written
 from sabr.settings import ARCHITECTURES, DATASETS
 
 # Raise one of these when a change of the code changes its results: everything made by the older code is then redone.
@@ -42,12 +41,14 @@ def parse_eps(value: object) -> float:
         if isinstance(value, bool):
             raise ValueError
         eps = float(Fraction(value)) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         raise ValueError(
-            f"{value!r} is not a radius; write a number such as 0.1, or a fraction such as 8/255"
+            f"{written(value)} is not a radius; write a number such as 0.1, or a fraction such as 8/255"
         ) from None
     if not 0 < eps <= 1:
-        raise ValueError(f"{value!r} is not in (0, 1]; pixels run from 0 to 1, so write 8/255 for eight grey levels")
+        raise ValueError(
+            f"{written(value)} is not in (0, 1]; pixels run from 0 to 1, so write 8/255 for eight grey levels"
+        )
     return eps
 
 
@@ -76,6 +77,7 @@ def _of_this_code(current: int) -> AfterValidator:
 
 Eps = Annotated[float, BeforeValidator(parse_eps)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+ArchitectureName = Annotated[str, AfterValidator(_known_architecture)]
 
 
 class AttackRound(Attack):
@@ -188,7 +190,7 @@ class Training(Strict):
 
     dataset: DatasetName
     eps: Eps
-    architecture: Annotated[str, AfterValidator(_known_architecture)]
+    architecture: ArchitectureName
     train_images: PositiveInt | None
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -328,25 +330,7 @@ def read_spec(kind: type[SpecT], path: Path) -> SpecT:
     SabrError
         When the file is missing, is not JSON, or is not a specification of that kind.
     """
-    value = read_json(path)
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """Say the first problem of a validation error in one sentence: key path, what is wrong, what is allowed."""
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif problem["type"] == "missing":
-        message = "this key is missing"
-    elif problem["type"] != "value_error":
-        message = f"{problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
-    return f"{path}: {message}" if path else message
+    return checked(kind, read_json(path), str(path))
 
 
 def differing_keys(one: Any, other: Any, path: str = "") -> list[str]:
@@ -354,7 +338,7 @@ def differing_keys(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             difference
-            for key in sorted(one.keys() | other.keys())
+            for key in sorted(one.keys() | other.keys(), key=str)
             for difference in differing_keys(one.get(key), other.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if one == other else [f"{path} ({one!r} here, {other!r} there)"]
+    return [] if one == other else [f"{path} ({written(one)} here, {written(other)} there)"]

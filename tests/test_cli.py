@@ -6,9 +6,10 @@ import onnx
 import pytest
 import torch
 
-from sabr import cli
+from sabr import cli, machine
 from sabr.certification import verdicts
 from sabr.cli.exchange import CASCADE
+from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.networks import checkpoints
 from sabr.networks.affine import folded_steps
@@ -383,3 +384,14 @@ def test_files_that_cannot_be_imported_are_told(sabr_here, released, tmp_path):
     # The sidecar would take its place.
     told_here(sabr_here("import", path, "-o", tmp_path / "model.json"), "model.json", "must end in .pt")
     assert not (tmp_path / "model.json").exists()
+
+
+def test_impossible_values_are_told(sabr_here, tmp_path):
+    for folder in (tmp_path, "", "."):
+        told_here(sabr_here("merge", folder, "-o", tmp_path / "v.csv"), "is a folder; name a file", code=2)
+    growth = tmp_path / "growth.csv"
+    growth.write_text("input_size,output_size,standard_error,linear,mean,deviation,centres,seed\n")
+    figure = ("figure", "box-growth", growth, "--title", "t", "-o", tmp_path / "a.png")
+    told_here(sabr_here(*figure, "--method", "sabr"), "the figure box-growth is of no method: leave out --method sabr")
+    with pytest.raises(SabrError, match="--device meta cannot be used here: give cpu, cuda"):
+        machine.use(1, "meta")

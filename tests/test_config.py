@@ -107,8 +107,15 @@ SWEEP = {"setting": "mnist-eps-0.1", "values": [0.1, 1]}
             {"colour": 1},
             f"{TOP}: colour: unknown key; allowed: scale, results, checkpoints, partial, data, overrides",
         ),
-        ({"partial": "perhaps"}, f"{TOP}: partial: 'perhaps' is not allowed"),
-        ({"data": {"folder": 3, "mirror": None}}, f"{TOP}: data.folder: 3 is not allowed"),
+        ({"partial": "perhaps"}, f"{TOP}: partial: 'perhaps' is not allowed: true or false is needed here"),
+        (
+            {"data": {"folder": True, "mirror": None}},
+            f"{TOP}: data.folder: true is not allowed: text is needed here, in q",
+        ),
+        ({"data": None}, f"{TOP}: data: null is not allowed: a mapping of keys is needed here"),
+        ({"overrides": None}, f"{TOP}: overrides: null is not allowed: a mapping of keys is needed here"),
+        ({"results": "~nobody-here/x"}, f"{TOP}: results: '~nobody-here/x' is not allowed: there is no such home"),
+        ({1: 2}, f"{TOP}: 1: unknown key; allowed: scale, "),
         ({"overrides": {"training": {"epochs": "many"}}}, "overrides: training.epochs: 'many' is not allowed"),
         ({"overrides": {"training": {"epoch": 3}}}, "overrides: training.epoch: unknown key; allowed: architecture"),
         ({"overrides": {"training": {"eps": 8}}}, "overrides: training.eps: 8 is not in (0, 1]; pixels run"),
@@ -140,7 +147,35 @@ SWEEP = {"setting": "mnist-eps-0.1", "values": [0.1, 1]}
         ({"overrides": {"certification": {"images": 20000}}}, "images is 20000, but mnist has 10000 test images"),
         ({"overrides": {"training": {"ramp_end": 1}}}, "ramp_end (1) must come after ramp_start (2)"),
         ({"overrides": {"training": {"train_images": 10}}}, "batch_size (64) is larger than train_images (10)"),
-        ({"overrides": {"methods": 3}}, f"{TOP}: overrides: methods: 3 is not allowed"),
+        (
+            {"overrides": {"methods": 3}},
+            f"{TOP}: overrides: methods: 3 is not allowed: a mapping of keys is needed here",
+        ),
+        (
+            {"overrides": {"training": []}},
+            f"{TOP}: overrides: training: [] is not allowed: a mapping of keys is needed",
+        ),
+        ({"overrides": {"training": {"epochs": 1.5}}}, "training.epochs: 1.5 is not allowed: a whole number is needed"),
+        ({"overrides": {"training": {"compile": "ja"}}}, "training.compile: 'ja' is not allowed: true or false is"),
+        ({"overrides": {"training": {"learning_rate_drops": 3}}}, "learning_rate_drops: 3 is not allowed: a list is"),
+        (
+            {"overrides": {"training": {"learning_rate": float("nan")}}},
+            ".nan is not allowed: a finite number is needed",
+        ),
+        ({"overrides": {"training": {"eps": None}}}, "training.eps: null is not a radius"),
+        ({"overrides": {"training": {"eps": "1e400"}}}, "training.eps: '1e400' is not a radius"),
+        (
+            {"overrides": {"certification": {"attack": []}}},
+            "certification.attack: [] is not allowed: a list of 1 or more",
+        ),
+        (
+            {"overrides": {"methods": {"sabr": {"objective": ["sabr"]}}}},
+            "sabr.objective: ['sabr'] is not allowed: one of",
+        ),
+        (
+            {"overrides": {"methods": {"sabr": {"objective": "sbar"}}}},
+            "sabr.objective: 'sbar' is not allowed: one of st",
+        ),
         ({"overrides": {"methds": {}}}, f"{TOP}: overrides: methds: unknown key; allowed"),
         ({"overrides": {"training": {"eps": "8/0"}}}, "training.eps: '8/0' is not a radius"),
         ({"overrides": {"run": {"seeds": [1, 2, 1]}}}, "overrides: run.seeds: 1 is given twice"),
@@ -210,6 +245,25 @@ def test_broken_yaml_is_told(tmp_path):
     path.write_text("- 1")
     with pytest.raises(SabrError, match="must hold keys and values"):
         read_yaml(path)
+    path.write_text("a: 2024-13-45")
+    with pytest.raises(SabrError, match="broken.yaml is not valid YAML: month must be"):
+        read_yaml(path)
+    path.write_text("a: [{yes: 1}]")
+    with pytest.raises(
+        SabrError, match=r"broken.yaml: a\.0\.true is not allowed: a key must be text; put it in quotes"
+    ):
+        read_yaml(path)
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(SabrError, match="broken.yaml is not text in UTF-8; save it as UTF-8"):
+        read_yaml(path)
+
+
+def test_a_title_is_text(tmp_path):
+    shutil.copytree(CONFIG, tmp_path / "config")
+    scale = tmp_path / "config" / "scales" / "tiny.yaml"
+    scale.write_text(yaml.safe_dump(read_yaml(scale) | {"title": None}))
+    with pytest.raises(SabrError, match="scales/tiny.yaml: title: null is not allowed: text is needed here"):
+        resolve(read_yaml(CONFIG / "config.yaml") | {"scale": "tiny"}, tmp_path / "config")
 
 
 def test_the_cascade_of_a_property_takes_another_time_limit():
@@ -229,8 +283,8 @@ def test_the_cascade_of_a_property_takes_another_time_limit():
         ({"stages": ["crown", "crown"]}, "stages must be given once each"),
         ({"complete": {"seconds": 60}}, "complete.inner_iterations: this key is missing"),
         ({"complete": 60}, "complete: 60 is not allowed"),
-        ({"complete": None}, "complete: None is not allowed"),
-        ({"engine": None}, "engine: None is not allowed"),
+        ({"complete": None}, "complete: null is not allowed: a mapping of keys is needed here"),
+        ({"engine": None}, "engine: null is not allowed: 'native' or 'auto_lirpa' is needed here"),
     ],
 )
 @pytest.mark.parametrize("seconds", [None, 5.0])

@@ -151,7 +151,11 @@ def test_the_plan_takes_overlays_and_tells_mistakes_in_one_sentence(tmp_path):
     [
         ({"steps": []}, "steps: "),
         ({"unit": {}}, "unit: unknown key"),
-        ({"machine": 3}, "machine: 3 is not allowed"),
+        ({"machine": 3}, "machine: 3 is not allowed: text is needed here, in quotes"),
+        (
+            {"steps": 2 * [{"dataset": "mnist", "architecture": "cnn9", "batch_size": 1, "seconds": 1}]},
+            "'cnn9' is not an",
+        ),
         (
             {"assumed": {"out_of_time": {"ibp": 0.1}, "correct": 0.8, "refuted": 0.1}},
             "assumed.out_of_time: a share is needed for each objective; missing: standard",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,27 @@ def test_json_round_trip_and_refusals(tmp_path):
         read_json(path)
     with pytest.raises(SabrError, match="cannot read .*: No such file"):
         read_json(tmp_path / "none.json")
+    for content, told in (
+        (b"", r"\(it is empty\)"),
+        (b"[NaN]", "a number in it is not finite"),
+        (b"[1", "line 1, column 3"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(SabrError, match=f"value.json is not valid JSON .*{told}.* delete it and run again"):
+            read_json(path)
+    path.write_bytes(b'"\xff"')
+    with pytest.raises(SabrError, match="value.json is not text in UTF-8; delete it and run again"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("name", ["folder", "."])
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for writer in (atomic, sole_writer):
+        with pytest.raises(SabrError, match=f"cannot write {name}: it is a folder; name a file"), writer(Path(name)):
+            pass
+    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -18,7 +18,7 @@ from sabr.certification.engines import AutoLirpaEngine, BoundStage, Engine, Nati
 from sabr.certification.preparation import Preparation, prepare
 from sabr.certification.subproblems import Search, Task
 from sabr.certification.verdicts import Verdict
-from sabr.errors import SabrError
+from sabr.errors import SabrError, first_line
 from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.provenance import child_seed
 from sabr.specs import Cascade, Stage
@@ -229,7 +229,7 @@ def _refuse_bad_input(steps: Sequence[Step], regions: Box, labels: Tensor) -> No
         with torch.no_grad():
             classes = forward(cast(steps, torch.float64), regions.lower[:1]).shape[1]
     except RuntimeError as error:
-        raise SabrError(f"the network does not take inputs of shape {shape}: {str(error).splitlines()[0]}") from error
+        raise SabrError(f"the network does not take inputs of shape {shape}: {first_line(error)}") from error
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise SabrError(f"the label {int(wrong[0])} is none of the network's classes 0 to {classes - 1}")

@@ -48,8 +48,10 @@ class Journal:
                     self._take(json.loads(line))
             write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(about)]))
             self._file = path.open("a", encoding="ascii")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SabrError(f"cannot use {path}: {error}; delete it and run again") from error
+        except OSError as error:
+            raise SabrError(f"cannot use {path}: {error.strerror or error}; delete it and run again") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SabrError(f"cannot use {path}: it is damaged; delete it and run again") from error
 
     def add(self, number: int, verdict: Verdict) -> None:
         """Note a verdict, at once."""

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import BaseModel, NonNegativeFloat, PositiveInt
 
 from sabr.errors import SabrError
 from sabr.files import atomic, checksum, read_json, write_json
+from sabr.problems import checked
+from sabr.tables import damage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +65,18 @@ class Verdict:
     subproblems: int
     seconds: float
     point: "Tensor | None" = None
+
+
+class _Asked(BaseModel):
+    images: PositiveInt
+
+
+class _Shard(BaseModel):
+    """What the sidecar of a shard must say for it to be put together with others; there is more."""
+
+    certification: _Asked
+    seconds: NonNegativeFloat
+    stages: dict[str, dict[str, float]] = {}
 
 
 def table(attacked: pd.DataFrame, verdicts: Mapping[int, Verdict]) -> pd.DataFrame:
@@ -128,10 +143,14 @@ def read(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, A
     about = read_json(path.with_suffix(".json"))
     try:
         if not isinstance(about, dict) or about.pop("sha256", None) != checksum(path):
-            raise ValueError(f"it does not belong to {path.with_suffix('.json').name}")
+            raise SabrError(
+                f"cannot read {path}: it does not belong to {path.with_suffix('.json').name}; delete it and run again"
+            )
         table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values={"margin_lower_bound": [""]})
-    except (OSError, ValueError) as error:
-        raise SabrError(f"cannot read {path}: {error}; delete it and run again") from error
+    except OSError as error:
+        raise SabrError(f"cannot read {path}: {error.strerror or error}; run again") from error
+    except (ValueError, OverflowError) as error:
+        raise SabrError(f"cannot read {path}: {damage(path, columns)}; delete it and run again") from error
     if list(table.columns) != list(columns):
         raise SabrError(f"{path} has the columns {', '.join(table.columns)}; expected {', '.join(columns)}")
     return table, about
@@ -180,6 +199,8 @@ def merge(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
         for key in ("model_sha256", "data_sha256", "certification"):
             if about.get(key) != common.get(key) or key not in about:
                 raise SabrError(f"{path} and {paths[0]} differ in {key}; delete the older of them and run again")
+    for path, (_, about) in zip(paths, shards, strict=True):
+        checked(_Shard, about, str(path.with_suffix(".json")), "delete it and its table, and run again")
     table = pd.concat([shard for shard, _ in shards]).sort_values("index", ignore_index=True)
     images = common["certification"]["images"]
     if table["index"].tolist() != list(range(images)):
@@ -188,7 +209,7 @@ def merge(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     stages: dict[str, dict[str, float]] = {}
     for _, about in shards:
         for stage, numbers in about.get("stages", {}).items():
-            own = stages.setdefault(stage, dict.fromkeys(numbers, 0))
+            own = stages.setdefault(stage, {})
             for key, value in numbers.items():
-                own[key] += value
+                own[key] = own.get(key, 0) + value
     return table, {**common, "seconds": sum(about["seconds"] for _, about in shards), "stages": stages}

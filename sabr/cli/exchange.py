@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import DataFolder, SpecFile, Threads
+from sabr.cli.options import Checkpoint, DataFolder, SpecFile, Threads
 
 CASCADE = Path("config/verify.yaml")
 
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt).")],
+    model: Checkpoint,
     specification: SpecFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     first: Annotated[int, typer.Option(min=0, help="First test image.")],

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import DataFolder, Device, Output, SpecFile, Threads
+from sabr.cli.options import Checkpoint, DataFolder, Device, Output, SpecFile, Threads, a_file
 from sabr.errors import SabrError
 from sabr.files import sole_writer
 from sabr.settings import DATASETS
@@ -37,21 +37,19 @@ def spec(
     output: Output,
 ) -> None:
     """Validate a specification and write it to a file."""
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel
 
     from sabr import specs
-    from sabr.files import write_json
+    from sabr.files import parse_json, write_json
+    from sabr.problems import checked
 
     models: dict[str, type[BaseModel]] = {
         "training": specs.TrainingSpec,
         "attack": specs.AttackSpec,
         "certification": specs.CertificationSpec,
     }
-    try:
-        checked = models[kind].model_validate_json(json)
-    except ValidationError as error:
-        raise SabrError(f"{kind} specification: {specs.first_problem(error)}") from error
-    write_json(output, checked.model_dump(mode="json"))
+    where = f"{kind} specification"
+    write_json(output, checked(models[kind], parse_json(json, where), where).model_dump(mode="json"))
 
 
 @app.command()
@@ -83,7 +81,7 @@ def train(
 
 @app.command()
 def attack(
-    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt).")],
+    model: Checkpoint,
     specification: SpecFile,
     output: Output,
     folder: DataFolder = Path("data"),
@@ -102,9 +100,11 @@ def attack(
 
 @app.command()
 def certify(
-    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt).")],
+    model: Checkpoint,
     specification: SpecFile,
-    attacked: Annotated[Path, typer.Option("--attack", help="What `sabr attack` wrote for this checkpoint.")],
+    attacked: Annotated[
+        Path, typer.Option("--attack", help="What `sabr attack` wrote for this checkpoint.", callback=a_file)
+    ],
     output: Output,
     first: Annotated[int, typer.Option(min=0, help="First test image.")],
     last: Annotated[int, typer.Option(min=1, help="One past the last test image.")],
@@ -130,7 +130,7 @@ def certify(
 
 @app.command()
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Verdicts of the shards of one network.")],
+    shards: Annotated[list[Path], typer.Argument(help="Verdicts of the shards of one network.", callback=a_file)],
     output: Output,
 ) -> None:
     """Put the shards of one network together, and check that they agree."""

@@ -137,11 +137,11 @@ def table(
         "seeds": (pairs.read, seeds.seeds),
         "protocol": (protocol.read, settings.hyper_parameters),
     }
+    render = {".csv": layout.to_csv, ".md": layout.to_markdown, ".tex": layout.to_latex, ".html": layout.to_html}
+    _allowed(outputs, "a table", render)
     read, make = kinds[name]
     context = layout.Context(outline.read(outline_file), published.read(published_file), style.read(style_file))
     made = make(read(source), context)
-    render = {".csv": layout.to_csv, ".md": layout.to_markdown, ".tex": layout.to_latex, ".html": layout.to_html}
-    _allowed(outputs, "a table", render)
     for path in outputs:
         write_text(path, render[path.suffix](made))
 
@@ -229,30 +229,26 @@ def figure(
         "accuracies": (records.read, figures.accuracies),
         "pareto": (functools.partial(pareto.read, published_file=published_file), pareto.pareto),
         "examples": (examples.read, examples.examples),
-        "training-curves": (pd.read_csv, figures.training_curves),
+        "training-curves": (records.read_histories, figures.training_curves),
         "lambda-sweep": (records.read, figures.lambda_sweep),
         "cascade": (stages.read_stages, effort.cascade),
         "time-limit": (stages.read_limits, effort.time_limit),
         "box-growth": (functools.partial(gathering.read, "box-growth"), illustrations.box_growth),
-        "small-box": (pd.read_csv, illustrations.small_box),
-        "box-vs-relaxation": (pd.read_csv, illustrations.box_vs_relaxation),
+        "small-box": (illustrations.read_small_box, illustrations.small_box),
+        "box-vs-relaxation": (illustrations.read_box_vs_relaxation, illustrations.box_vs_relaxation),
         "loss-lambda": (functools.partial(gathering.read, "loss-lambda"), study_figures.loss_lambda),
         "relu-inputs": (functools.partial(gathering.read, "relu-inputs"), study_figures.relu_inputs),
         "box-sizes": (functools.partial(gathering.read, "box-sizes"), study_figures.box_sizes),
         "eps-curve": (functools.partial(gathering.read, "eps-curve"), study_figures.eps_curve),
     }
     read, draw = kinds[name]
-    try:
-        data = read(source)
-    except (OSError, ValueError) as error:
-        raise SabrError(f"cannot read {source}: {error}") from error
+    data = read(source)
     if methods:
+        if "method" not in data:
+            raise SabrError(f"the figure {name} is of no method: leave out --method {methods[0]}")
         theirs = data["origin"] == "published" if "origin" in data else False
         data = data[data["method"].isin(methods) | theirs]
-    try:
-        drawn = draw(data, title, style.read(style_file))
-    except KeyError as error:
-        raise SabrError(f"{source} is no table for the figure {name}: it has no column {error}") from error
+    drawn = draw(data, title, style.read(style_file))
     for path in outputs:
         style.save(drawn, path)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import DataFolder, Device, Output, Threads
+from sabr.cli.options import DataFolder, Device, Output, Threads, a_file
 from sabr.errors import SabrError
 from sabr.files import sole_writer
 from sabr.studies import COLUMNS, StudySpec
@@ -23,7 +23,8 @@ def study(
     name: Annotated[Study, typer.Argument(help="Which study of the paper.")],
     output: Output,
     model: Annotated[
-        Path | None, typer.Argument(help=f"Checkpoint (.pt); none for {', '.join(_IDEAS)}.", show_default=False)
+        Path | None,
+        typer.Argument(help=f"Checkpoint (.pt); none for {', '.join(_IDEAS)}.", show_default=False, callback=a_file),
     ] = None,
     specification: Annotated[
         Path | None,
@@ -106,14 +107,9 @@ def _study_idea(name: str, output: Path) -> None:
 
 
 def _asked(**asked: object) -> StudySpec:
-    from pydantic import ValidationError
+    from sabr.problems import checked
 
-    from sabr.specs import first_problem
-
-    try:
-        return StudySpec.model_validate(asked)
-    except ValidationError as error:
-        raise SabrError(f"study: {first_problem(error)}") from error
+    return checked(StudySpec, asked, "study")
 
 
 def _say(line: str) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from sabr.errors import SabrError
+from sabr.errors import SabrError, first_line
 from sabr.files import atomic, checksum, read_json, write_json
 from sabr.networks.architectures import Network, build
+from sabr.problems import written
 from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.tensors import save_tensors
 
@@ -66,14 +67,18 @@ def load(path: Path) -> tuple[Network, dict[str, Any]]:
         As `read_sidecar`, and when the tensors do not fit the architecture, or are not all finite.
     """
     sidecar = read_sidecar(path)
-    architecture, dataset = sidecar.get("architecture"), sidecar.get("dataset")
+    found = (sidecar.get("architecture"), sidecar.get("dataset"))
+    architecture, dataset = (name if isinstance(name, str) else written(name) for name in found)
     if architecture not in ARCHITECTURES or dataset not in DATASETS:
-        raise SabrError(f"{path.with_suffix('.json')}: architecture {architecture!r} for {dataset!r} is not known")
+        raise SabrError(
+            f"{path.with_suffix('.json')}: architecture {architecture} for {dataset} is not known; train the network "
+            "again"
+        )
     network = build(ARCHITECTURES[architecture], DATASETS[dataset], seed=0)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, pickle.UnpicklingError, OSError, LookupError, TypeError, EOFError) as error:
+        reason = first_line(error)
         raise SabrError(f"{path} does not hold the weights of a {architecture} for {dataset}: {reason}") from error
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from sabr.errors import SabrError
+from sabr.errors import SabrError, first_line
 from sabr.networks.onnx_nodes import FOLDABLE, OPERATORS, SUPPORTED, UnsupportedNode, step_of
 from sabr.networks.simplify import simplify
 from sabr.networks.steps import FlattenStep, Step, SumStep
@@ -170,7 +170,7 @@ def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(path)
     except (OSError, onnx.checker.ValidationError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise SabrError(f"cannot read {path}: {reason}") from error
     except (DecodeError, ValueError) as error:
         raise SabrError(f"{path} is not a whole ONNX file: get it again") from error
@@ -184,13 +184,8 @@ def _load(path: Path) -> ModelProto:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise SabrError(f"{path} is not a valid ONNX file ({_first_line(error)}): export it again") from error
+        raise SabrError(f"{path} is not a valid ONNX file ({first_line(error)}): export it again") from error
     return model
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, its kind if it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _DOMAINS = ("", "ai.onnx")

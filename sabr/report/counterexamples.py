@@ -99,6 +99,14 @@ def _points(folder: Path) -> dict[int, torch.Tensor]:
             found |= dict(zip(stored["index"].tolist(), stored["points"], strict=True))
         except OSError as error:
             raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (
+            RuntimeError,
+            pickle.UnpicklingError,
+            EOFError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
             raise SabrError(f"{path} is no file of counterexamples; delete it and run again") from error
     return found

@@ -1,5 +1,7 @@
 """Images with their counterexamples: what was right, what was changed, and what the network sees then."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,12 @@ def read(path: Path) -> pd.DataFrame:
         When it cannot be read or is no such archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             count = len(stored.files) // len(FIELDS)
             lines = [{name: stored[f"{name}-{place}"] for name in FIELDS} for place in range(count)]
     except OSError as error:
         raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise SabrError(f"{path} is no archive of counterexamples; delete it and run again") from error
     plain = [{name: value if value.ndim else value.item() for name, value in line.items()} for line in lines]
     return pd.DataFrame(plain, columns=list(FIELDS))

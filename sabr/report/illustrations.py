@@ -1,5 +1,7 @@
 """Figures of ideas, which need no trained network: tidy tables in, matplotlib figures out; nothing is computed here."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
+from sabr import tables
+from sabr.errors import SabrError
 from sabr.report.drawing import finish, some
 from sabr.report.style import Style, styled
 
@@ -21,6 +25,51 @@ _REGIONS: dict[str, tuple[str, str, Literal["-", "--"]]] = {
 # Face and edge of what linear bounds leave possible.
 _RELAXED, _RELAXED_EDGE = "#CFE8DF", "#009E73"
 _POINTS = {"clean": "o", "adversarial": "X"}
+# Columns of the studies of ideas; what each layer of theirs must have: a grid of some regions, and single points.
+_SMALL_BOX = {**dict.fromkeys(("layer", "region", "kind"), "str"), **dict.fromkeys(("row", "column"), "int64")} | {
+    **dict.fromkeys(("x", "y"), "float64")
+}
+_RELAXATION = {column: dtype for column, dtype in _SMALL_BOX.items() if column != "region"}
+
+
+def read_small_box(path: Path) -> pd.DataFrame:
+    """Read what `sabr study small-box` wrote.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, or lacks points.
+    """
+    table = tables.read(path, _SMALL_BOX)
+    for _, part in table.groupby("layer"):
+        for region in _REGIONS:
+            _check(part[part["region"] == region], path, ("lower", "upper"))
+        _check(part, path, _POINTS, grid=False)
+    return table
+
+
+def read_box_vs_relaxation(path: Path) -> pd.DataFrame:
+    """Read what `sabr study box-vs-relaxation` wrote.
+
+    Raises
+    ------
+    SabrError
+        When it cannot be read, or lacks points.
+    """
+    table = tables.read(path, _RELAXATION)
+    for _, part in table.groupby("layer"):
+        _check(part, path, ("lower", "upper", "relaxation", "clean"))
+    return table
+
+
+def _check(points: pd.DataFrame, path: Path, kinds: Iterable[str], *, grid: bool = True) -> None:
+    """Make sure that points of each kind are there, and each of a grid once."""
+    missing = [kind for kind in kinds if kind not in set(points["kind"])]
+    if missing:
+        raise SabrError(tables.not_the_table(path, f"a point of the kind {missing[0]} is missing"))
+    places = points[points["kind"] == "grid"][["row", "column"]]
+    if grid and (places.empty or len(places) != (places["row"].max() + 1) * (places["column"].max() + 1)):
+        raise SabrError(tables.not_the_table(path, "points of a grid are missing"))
 
 
 @styled

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
-from sabr.errors import SabrError
-from sabr.files import read_json
+from sabr.files import parse_json, read_json
 from sabr.methods import Strict
+from sabr.problems import checked
 from sabr.report.style import Style
-from sabr.specs import DatasetName, first_problem, parse_eps
+from sabr.specs import DatasetName, parse_eps
 
 Part = Literal["main", "studied", "sweep", "ablation", "shrinking", "widths", "long"]
 # Other choices of networks.
@@ -26,7 +26,7 @@ def _radius(value: str) -> str:
 
 
 class PlannedRow(Strict):
-    """One network; `eps` as it is written: "0.1", "2/255". `parts`: main (Table 1), studied, sweep, or a comparison's."""
+    """One network; `eps` as it is written: "0.1", "2/255". `parts`: main (Table 1), studied, sweep, a comparison's."""
 
     dataset: DatasetName
     eps: Annotated[str, AfterValidator(_radius)]
@@ -94,10 +94,7 @@ def parse(text: str) -> Outline:
     SabrError
         When it is none.
     """
-    try:
-        return Outline.model_validate_json(text)
-    except ValidationError as error:
-        raise SabrError(f"the outline: {first_problem(error)}") from error
+    return checked(Outline, parse_json(text, "the outline"), "the outline")
 
 
 def read(path: Path) -> Outline:
@@ -108,10 +105,7 @@ def read(path: Path) -> Outline:
     SabrError
         When it cannot be read or is no outline.
     """
-    try:
-        return Outline.model_validate(read_json(path))
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
+    return checked(Outline, read_json(path), str(path))
 
 
 def present(results: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sabr import tables
 from sabr.errors import SabrError
-from sabr.report.rows import Row, read_row, read_table
+from sabr.report.rows import Row, read_row
 
 MEASURES = {"natural": "natural_correct", "adversarial": "adversarial_correct", "certified": "certified"}
 _DTYPES = {
@@ -59,7 +60,9 @@ def read(path: Path) -> pd.DataFrame:
     SabrError
         When it cannot be read.
     """
-    return read_table(path, _DTYPES)
+    table = tables.read(path, _DTYPES)
+    tables.check_at_most(table, path, ("first_right", "second_right", "first_only", "second_only"), "images")
+    return table
 
 
 def between(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from sabr.report.rows import read_row, read_table
+from sabr import tables
+from sabr.report.rows import read_row
 from sabr.settings import DATASETS
 
 _HYPER_PARAMETERS = {
@@ -65,7 +66,7 @@ def read(path: Path) -> pd.DataFrame:
     SabrError
         When it cannot be read.
     """
-    return read_table(path, _HYPER_PARAMETERS)
+    return tables.read(path, _HYPER_PARAMETERS, ("drops", "lambda_ratio", "relu_shrinkage"))
 
 
 def provenance(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:

@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.methods import Strict
-from sabr.specs import DatasetName, first_problem, parse_eps
+from sabr.problems import checked
+from sabr.specs import DatasetName, parse_eps
 
 
-def _label(value: str) -> str:
+def _as_written(value: object) -> str:
     parse_eps(value)
-    return value
+    return str(value)
 
 
 class Value(Strict):
@@ -58,7 +59,7 @@ class Result(Strict):
     """
 
     dataset: DatasetName
-    eps: Annotated[str, BeforeValidator(str), AfterValidator(_label)]
+    eps: Annotated[str, BeforeValidator(_as_written)]
     method: str = Field(min_length=1)
     natural: Percent | None = None
     certified: Percent | None = None
@@ -115,10 +116,7 @@ def read(path: Path) -> pd.DataFrame:
     SabrError
         When a number has no source, a key is unknown, a value is out of range, or a number is given twice.
     """
-    try:
-        content = Published.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
+    content = checked(Published, read_yaml(path), str(path))
     table = pd.DataFrame(
         [
             (group.group, group.source, result.method, result.dataset, result.eps, measure, number.value, number.quoted)

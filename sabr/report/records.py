@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
+from sabr import tables
 from sabr.errors import SabrError
 from sabr.files import write_text
-from sabr.report.rows import Row, place_of, read_row, read_table
+from sabr.report.rows import Row, place_of, read_row
 from sabr.scales import in_words
 from sabr.settings import DATASETS
 from sabr.specs import PROOFS, differing_keys
@@ -46,6 +47,20 @@ _DTYPES = {
     "device": "str",
     "threads": "Int64",
 }
+# What is not known of networks that were imported, and what some methods do not have.
+_OPTIONAL = {
+    *("lambda_ratio", "unknown_because", "train_seconds"),
+    *("commit", "certify_commit", "torch", "processor", "device"),
+}
+# Columns of history.csv; some methods have no worst case, and imported networks no history at all.
+_HISTORY = {"epoch": "int64"} | dict.fromkeys(
+    (
+        *("eps", "learning_rate", "loss", "robust_loss", "regulariser", "l1"),
+        *("natural_accuracy", "robust_accuracy", "seconds", "images_per_second"),
+    ),
+    "float64",
+)
+_HISTORIES = {"method": "str", "setting": "str", "seed": "int64"} | _HISTORY
 
 
 def collect(folders: Sequence[Path]) -> pd.DataFrame:
@@ -108,7 +123,9 @@ def read(path: Path) -> pd.DataFrame:
     SabrError
         When the file is missing or is no such table.
     """
-    return read_table(path, _DTYPES)
+    table = tables.read(path, _DTYPES, _OPTIONAL)
+    tables.check_at_most(table, path, MEASURES, "images")
+    return table
 
 
 def histories(folders: Sequence[Path]) -> pd.DataFrame:
@@ -130,21 +147,27 @@ def histories(folders: Sequence[Path]) -> pd.DataFrame:
     SabrError
         When a history is missing or cannot be read.
     """
-    tables = []
+    found = []
     for folder in folders:
         place = place_of(folder)
-        path = folder / "history.csv"
-        try:
-            table = pd.read_csv(path)
-        except (OSError, ValueError) as error:
-            raise SabrError(f"cannot read {path}: {error}; train this network again") from error
+        table = tables.read(folder / "history.csv", _HISTORY, _HISTORY)
         setting = f"{place.dataset}-eps-{place.eps.replace('/', '_')}"
-        tables.append(
-            pd.DataFrame({"method": place.method, "setting": setting, "seed": place.seed}, table.index).join(table)
-        )
-    if not tables:
+        network = {"method": place.method, "setting": setting, "seed": place.seed}
+        found.append(pd.DataFrame(network, table.index).join(table))
+    if not found:
         raise SabrError("there are no histories to collect: give at least one folder such as .../sabr/seed-1")
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(found, ignore_index=True)
+
+
+def read_histories(path: Path) -> pd.DataFrame:
+    """Read what `histories` returned, from CSV.
+
+    Raises
+    ------
+    SabrError
+        When the file is missing or is no such table.
+    """
+    return tables.read(path, _HISTORIES, _HISTORY)
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:

@@ -1,18 +1,18 @@
 """One network's recorded results, read and checked; what does not fit together is refused."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import ValidationError
 
 from sabr.certification import verdicts
 from sabr.errors import SabrError
 from sabr.files import read_json
-from sabr.specs import PROOFS, CertificationSpec, TrainingSpec, differing_keys, first_problem, parse_eps, read_spec
+from sabr.report import sidecars
+from sabr.specs import PROOFS, CertificationSpec, TrainingSpec, differing_keys, parse_eps, read_spec
 
 # What a finished row folder has.
 _FILES = ("run.json", "model.json", "history.csv", "attack.json", "verdicts.csv", "verdicts.json")
@@ -94,15 +94,10 @@ def read_row(folder: Path) -> Row:
     """
     place = place_of(folder)
     training = read_spec(TrainingSpec, folder / "run.json")
-    model = _object(folder / "model.json", ("spec", "provenance", "seconds", "sha256"))
-    attacked = _object(folder / "attack.json", ("model_sha256", "seconds"))
-    judged = _object(
-        folder / "verdicts.json", ("certification", "model_sha256", "provenance", "seconds", "stages", "sha256")
-    )
-    try:
-        certification = CertificationSpec.model_validate(judged["certification"])
-    except ValidationError as error:
-        raise SabrError(f"{folder / 'verdicts.json'}: certification.{first_problem(error)}") from error
+    model = sidecars.read(sidecars.Model, folder / "model.json")
+    attacked = sidecars.read(sidecars.Attack, folder / "attack.json")
+    judged = sidecars.read(sidecars.Verdicts, folder / "verdicts.json")
+    certification = CertificationSpec.model_validate(judged["certification"])
     missing = [stage for stage in certification.stages if stage not in judged["stages"]]
     if missing:
         raise SabrError(f"{folder / 'verdicts.json'}: stages.{missing[0]}: this key is missing; certify again")
@@ -129,22 +124,6 @@ def read_row(folder: Path) -> Row:
             raise SabrError(f"{folder / file}: {key} is {here!r}, but {other} says {there!r}; {remedy}")
     table = _verdicts(folder / "verdicts.csv", certification)
     return Row(folder, place, training, certification, model, attacked, judged, table)
-
-
-def read_table(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """Read a CSV of tidy results with the given columns and types.
-
-    Raises
-    ------
-    SabrError
-        When the file is missing or is no such table.
-    """
-    try:
-        return pd.read_csv(path, usecols=list(dtypes), dtype=dict(dtypes))[list(dtypes)]
-    except OSError as error:
-        raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SabrError(f"{path} is not the table it should be ({error}); delete it and run again") from error
 
 
 def _verdicts(path: Path, certification: CertificationSpec) -> pd.DataFrame:
@@ -181,11 +160,3 @@ def _verdicts(path: Path, certification: CertificationSpec) -> pd.DataFrame:
             index = int(table.loc[where, "index"].iloc[0])
             raise SabrError(f"{path}: image {index}: {problem}; a verifier or an attack is wrong, so report this")
     return table
-
-
-def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    value = read_json(path)
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            raise SabrError(f"{path}: {key}: this key is missing; delete the file and run again")
-    return dict(value)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from sabr import tables
 from sabr.certification.verdicts import QUICK_ATTACK
-from sabr.report.rows import Row, read_row, read_table
+from sabr.report.rows import Row, read_row
 
 # The strong attack of all certified images, after the last stage: the name that sidecars give it.
 CONTROL = "control"
@@ -82,7 +83,7 @@ def read_stages(path: Path) -> pd.DataFrame:
     SabrError
         When it cannot be read.
     """
-    return read_table(path, _STAGES)
+    return tables.read(path, _STAGES)
 
 
 def read_limits(path: Path) -> pd.DataFrame:
@@ -93,7 +94,7 @@ def read_limits(path: Path) -> pd.DataFrame:
     SabrError
         When it cannot be read.
     """
-    return read_table(path, _LIMITS)
+    return tables.read(path, _LIMITS)
 
 
 def _stages(row: Row) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ from typing import Literal, ParamSpec
 
 import matplotlib.style
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import Field, PositiveFloat
 
 from sabr.errors import SabrError
 from sabr.files import atomic
 from sabr.layers import read_yaml
 from sabr.methods import Strict
-from sabr.specs import first_problem
+from sabr.problems import checked
 
 _MPLSTYLE = Path(__file__).with_name("sabr.mplstyle")
 _FORMATS = ("pdf", "png")
@@ -87,10 +87,7 @@ def read(path: Path) -> Style:
     SabrError
         When it cannot be read, or a key or value is not allowed.
     """
-    try:
-        return Style.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
+    return checked(Style, read_yaml(path), str(path))
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:

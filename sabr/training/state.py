@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sabr.errors import SabrError
+from sabr.errors import SabrError, first_line
 from sabr.files import atomic
 from sabr.specs import TrainingSpec, differing_keys
 from sabr.tensors import save_tensors
@@ -89,8 +89,8 @@ def read(path: Path, spec: TrainingSpec, data_sha256: str) -> Resumed | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, state, runs = content["about"], State(**content["state"]), content["runs"]
-    except (RuntimeError, pickle.UnpicklingError, OSError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, pickle.UnpicklingError, OSError, LookupError, TypeError, EOFError) as error:
+        reason = first_line(error)
         raise SabrError(f"{path} is damaged ({reason}); delete it to train from the start") from error
     asked = {"spec": spec.model_dump(mode="json"), "data_sha256": data_sha256}
     different = differing_keys(asked, about)

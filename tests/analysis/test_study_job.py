@@ -131,7 +131,7 @@ def test_arguments_that_do_not_fit_the_study_are_told(sabr_here, model, mnist_fo
     told(sabr_here("study", "small-box", model, *out), "the study small-box is of no network: leave out", "model.pt")
     told(sabr_here("study", *asked[:-3], *out), "lambda_ratios: the study loss-lambda needs some")
     told(sabr_here("study", *asked, "--eps-factor=1", "--eps-factor=2", *out), "the study loss-lambda knows none")
-    told(sabr_here("study", *asked[:-2], *out), "study: lambda_ratios: ", "at least 2 items")
+    told(sabr_here("study", *asked[:-2], *out), "study: lambda_ratios: ", "a list of 2 or more is needed here")
     told(sabr_here("study", *asked, "--lambda-ratio=0.7", *out), "0, 0.5, 1, 0.7 do not increase; give each value once")
     told(sabr_here("study", *asked, "--lambda-ratio=1.5", *out), "study: lambda_ratios.3: 1.5 is not allowed")
     told(sabr_here("study", "lost-lambda", *asked[1:], *out), "lost-lambda", code=2)

@@ -124,7 +124,7 @@ def test_labels_in_the_data_that_are_none(monkeypatch, changed_spec, tmp_path):
         ({"eps": 2}, r"eps: 2 is not in \(0, 1\]; pixels run from 0 to 1"),
         ({"eps": "nan"}, "eps: 'nan' is not"),
         ({"eps": "eight"}, "eps: 'eight' is not a radius"),
-        ({"complete": {"seconds": 0}}, "complete.seconds: 0 is not allowed: input should be greater than 0"),
+        ({"complete": {"seconds": 0}}, "complete.seconds: 0 is not allowed: it must be greater than 0"),
         ({"complete": {"seconds": -1}}, "complete.seconds: -1 is not allowed"),
         ({"complete": {"seconds": "nan"}}, "complete.seconds: .*not allowed"),
         ({"complete": {"subproblems": 1}}, "complete.subproblems: 1 is not allowed"),

@@ -101,7 +101,15 @@ def test_another_runs_journal_is_refused_and_kept(written, changes, told):
 
 @pytest.mark.parametrize(
     "line",
-    ["no JSON", "{}", '{"image": 1, "point": null, "colour": 3}', "[1]", '{"stage": "crown", "seconds": "long"}', "é"],
+    [
+        "no JSON",
+        "{}",
+        '{"image": 1, "point": null, "colour": 3}',
+        "[1]",
+        '"x"',
+        '{"stage": "crown", "seconds": "long"}',
+        "é",
+    ],
 )
 def test_garbage_is_told(written, line):
     with written.open("a", encoding="utf-8") as file:

@@ -1,9 +1,12 @@
+import json
+
 import pandas as pd
 import pytest
 
 from sabr.certification import verdicts
 from sabr.certification.verdicts import Verdict
 from sabr.errors import SabrError
+from sabr.files import checksum
 
 
 def shard(first, last, **changes):
@@ -112,4 +115,45 @@ def test_half_written_files_are_refused(shards):
         verdicts.merge(shards)
     shards[0].with_suffix(".json").write_text("[]")
     with pytest.raises(SabrError, match="does not belong to 3-5.json"):
+        verdicts.merge(shards)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seconds": "long"}, r"3-5\.json: seconds: 'long' is not allowed: a number is needed here; delete it and"),
+        ({"seconds": None}, r"3-5\.json: seconds: null is not allowed"),
+        ({"stages": [1]}, r"3-5\.json: stages: \[1\] is not allowed: a mapping of keys is needed here"),
+        ({"stages": {"crown": 3}}, r"3-5\.json: stages\.crown: 3 is not allowed"),
+    ],
+)
+def test_sidecars_of_another_form_are_told(shards, changes, told):
+    verdicts.write(shard(3, 5), shards[0], ABOUT | changes)
+    with pytest.raises(SabrError, match=told):
+        verdicts.merge(shards)
+
+
+@pytest.mark.parametrize("asked", [3, {"images": "all"}, {}])
+def test_specifications_of_another_form_are_told(shards, asked):
+    for path, lines in zip(shards, (shard(3, 5), shard(0, 3)), strict=True):
+        verdicts.write(lines, path, ABOUT | {"certification": asked})
+    with pytest.raises(SabrError, match=r"3-5\.json: certification.* (is not allowed|is missing).*; delete it and"):
+        verdicts.merge(shards)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("4,3,3,maybe,True,False,,,out,,0,0.25", "line 3: natural_correct: 'maybe' is not True or False"),
+        ("four,3,3,True,True,False,,,out,,0,0.25", "line 3: index: 'four' is not a whole number"),
+        ("4,3,3,True,True,False,,,out,,0,soon", "line 3: seconds: 'soon' is not a number"),
+        ("4,3", "line 3: prediction: '' is not a whole number"),
+    ],
+)
+def test_cells_of_another_form_are_told(shards, line, told):
+    head, first, _ = shards[0].read_text().splitlines()
+    shards[0].write_text("\n".join([head, first, line]) + "\n")
+    about = json.loads(shards[0].with_suffix(".json").read_text()) | {"sha256": checksum(shards[0])}
+    shards[0].with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(SabrError, match=rf"cannot read .*3-5\.csv: {told}; delete it and run again"):
         verdicts.merge(shards)

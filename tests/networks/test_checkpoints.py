@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sabr.errors import SabrError
+from sabr.files import checksum
 from sabr.networks import checkpoints
 
 
@@ -44,6 +45,23 @@ def test_other_weights_are_refused(saved):
     about["architecture"] = "cnn-small"
     path.with_suffix(".json").write_text(json.dumps(about))
     with pytest.raises(SabrError, match="does not hold the weights of a cnn-small"):
+        checkpoints.load(path)
+
+
+def test_what_holds_no_weights_is_refused(saved):
+    _, path = saved
+    about = json.loads(path.with_suffix(".json").read_text())
+    for content in (b"", b"PK"):
+        path.write_bytes(content)
+        path.with_suffix(".json").write_text(json.dumps(about | {"sha256": checksum(path)}))
+        with pytest.raises(SabrError, match="does not hold the weights of a cnn-tiny"):
+            checkpoints.load(path)
+    torch.save([1, 2], path)
+    path.with_suffix(".json").write_text(json.dumps(about | {"sha256": checksum(path)}))
+    with pytest.raises(SabrError, match="does not hold the weights of a cnn-tiny"):
+        checkpoints.load(path)
+    path.with_suffix(".json").write_text(json.dumps(about | {"sha256": checksum(path), "architecture": ["x"]}))
+    with pytest.raises(SabrError, match=r"architecture \['x'\] for mnist is not known"):
         checkpoints.load(path)
 
 

@@ -325,6 +325,10 @@ def test_numbers_of_studies(results: Callable[..., Results]) -> None:
         judge(here, beats(share | {"method": "sabr", "where": {"where": "region"}}, share | {"method": "ibp"}))
     with pytest.raises(SabrError, match="has no column 'stable'"):
         judge(here, beats(share | {"method": "sabr", "column": "stable"}, share | {"method": "ibp"}))
+    with pytest.raises(SabrError, match="column: layer of the study relu-states holds text; name a column of numbers"):
+        judge(here, beats(share | {"method": "sabr", "column": "layer"}, share | {"method": "ibp"}))
+    with pytest.raises(SabrError, match="where: layer of the study relu-states holds text; .* put the value in quotes"):
+        judge(here, beats(share | {"method": "sabr", "where": {"layer": 1}}, share | {"method": "ibp"}))
     with pytest.raises(SabrError, match="has no column 'place'"):
         judge(here, beats(share | {"method": "sabr", "where": {"place": "region"}}, share | {"method": "ibp"}))
 

@@ -43,6 +43,27 @@ claims:
         ("{method: sabr, measure", "{method: sabr, swept: best, measure", "either method or swept is needed"),
         ("mnist-eps-0.1]", "mnist]", "'mnist' is not a setting"),
         ("mnist-eps-0.1]", "mnist-eps-3_2]", "not in"),
+        ("kind: above\n    left", "left", "claims.0.checks.0.kind: this key is missing"),
+        (
+            "{method: sabr, measure: natural}",
+            "natural",
+            "checks.0.left: 'natural' is not allowed: a mapping of keys is",
+        ),
+        (
+            "{method: sabr, measure: natural}",
+            "{study: relu-states, method: sabr, column: a, where: {layer: [1]}}",
+            r"checks.0.left.where.layer: \[1\] is not allowed: text or a number is needed here",
+        ),
+        (
+            "{method: sabr, measure: natural}",
+            "{study: eps-curve, method: sabr}",
+            "checks.0.left.column: this key is mis",
+        ),
+        (
+            "{method: sabr, measure: natural}",
+            "{study: eps-curve, method: sabr, column: natural}",
+            "checks.0: left and right cannot be compared: both must be of a study, or neither",
+        ),
         ("id: one", "id: One", "'One' is not allowed"),
         ("    settings", "    limits", "unknown key"),
         ("{published: ibp, measure: natural}", "{study: dreams, method: ibp, column: a}", "'dreams' is not allowed"),

@@ -104,6 +104,13 @@ def test_archives_that_are_none_are_told(tmp_path: Path) -> None:
     path.write_text("index,point\n")
     with pytest.raises(SabrError, match="no archive of counterexamples"):
         examples.read(path)
+    path.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(SabrError, match="no archive of counterexamples"):
+        examples.read(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(SabrError, match="no archive of counterexamples"):
+        examples.read(path)
     np.savez(path, **{f"{name}-1": np.array(1) for name in examples.FIELDS})
     with pytest.raises(SabrError, match="no archive of counterexamples"):
         examples.read(path)

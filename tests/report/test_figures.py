@@ -238,3 +238,19 @@ def test_style(looks: style.Style, tmp_path: Path) -> None:
     )
     with pytest.raises(SabrError, match=r"methods\.sabr\.colour: 'red' is not allowed"):
         style.read(bad)
+
+
+def test_points_that_are_missing_are_told(tmp_path: Path) -> None:
+    path, table = tmp_path / "small-box.csv", draw_small_box()
+    table.to_csv(path, index=False)
+    assert len(illustrations.read_small_box(path)) == len(table)
+    table[table["kind"] != "clean"].to_csv(path, index=False)
+    with pytest.raises(
+        SabrError, match=r"small-box\.csv is not .* \(a point of the kind clean is missing\); delete it"
+    ):
+        illustrations.read_small_box(path)
+    table.drop(index=table.index[table["kind"] == "grid"][0]).to_csv(path, index=False)
+    with pytest.raises(SabrError, match="points of a grid are missing"):
+        illustrations.read_small_box(path)
+    with pytest.raises(SabrError, match="a point of the kind relaxation is missing"):
+        illustrations.read_box_vs_relaxation(path)

@@ -104,8 +104,16 @@ def test_what_does_not_belong_together_is_refused(make_study: MakeStudy) -> None
         gathered(make_study("cc-ibp", spec={"dataset": "mnist", "eps": 0.3}))
     with pytest.raises(SabrError, match=r"is of the study box-sizes, not of relu-states"):
         gathered(make_study("exp-ibp", study={"study": "box-sizes"}))
-    with pytest.raises(SabrError, match=r"relu-states\.json is not what `sabr study` writes \('study'\)"):
+    with pytest.raises(SabrError, match=r"relu-states\.json: study\.study: this key is missing; delete the file"):
         gathered(make_study("mtl-ibp", study={}))
+    with pytest.raises(
+        SabrError, match=r"relu-states\.json: spec\.eps: '0\.1' is not allowed: a number is needed here"
+    ):
+        gathered(make_study("crown-ibp", spec={"dataset": "mnist", "eps": "0.1"}))
+    with pytest.raises(
+        SabrError, match=r"relu-states\.json: spec: \[\] is not allowed: a mapping of keys is needed here"
+    ):
+        gathered(make_study("standard", spec=[]))
     with pytest.raises(SabrError, match=r"is not a folder of results; expected"):
         gathered(pgd.parent)
 
@@ -119,6 +127,35 @@ def test_damaged_tables_are_refused(make_study: MakeStudy) -> None:
     path.with_suffix(".json").unlink()
     with pytest.raises(SabrError, match=r"cannot read .*relu-states\.json"):
         gathered(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"a,b\n1,2\n", "it has no column dataset"),
+        (b"dataset\xff\n", "it is not text in UTF-8"),
+        (
+            b"@\nmnist,0.1,sabr,1,point,5,1,40,30,30\nmnist,0.1,sabr,1,point,5,1,40,30,30,9\n",
+            "line 3 does not have as many",
+        ),
+        (b"@\nmnist,0.1,sabr,1,point,5,1,many,30,30\n", "line 2: active: 'many' is not a number"),
+        (b"@\nmnist,0.1,sabr,1,point,5.5,1,40,30,30\n", r"line 2: images: '5\.5' is not a whole number"),
+        (b"@\nmnist,0.1,sabr,1,point,0,1,40,30,30\n", "line 2: images is too small"),
+        (b"@\nmnist,0.1,sabr,1,point,5,1,,30,30\n", "line 2: active is empty"),
+        (b"@\nmnist,0.1,sabr,1,point,5,1,inf,30,30\n", "line 2: active is not finite"),
+        (b"@\nmnist,0.1,,1,point,5,1,40,30,30\n", "line 2: method is empty"),
+        (b"@\nmnst,0.1,sabr,1,point,5,1,40,30,30\n", "line 2: 'mnst' is not a dataset; allowed: mnist"),
+        (b"@\nmnist,8/0,sabr,1,point,5,1,40,30,30\n", "line 2: eps: '8/0' is not a radius"),
+    ],
+)
+def test_where_a_table_is_damaged_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    head = ",".join([*NETWORK_COLUMNS, *COLUMNS["relu-states"]]).encode()
+    (tmp_path / "all.csv").write_bytes(content.replace(b"@", head))
+    with pytest.raises(
+        SabrError, match=rf"all\.csv is not the table it should be \({told}.*\); delete it and run again"
+    ):
+        gathering.read("relu-states", tmp_path / "all.csv")
 
 
 def test_neither_gathering_nor_drawing_imports_torch(make_study: MakeStudy, sabr_command: Any, tmp_path: Path) -> None:

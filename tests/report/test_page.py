@@ -164,8 +164,20 @@ def test_mistakes_are_told(sources: Callable[..., build.Sources], tmp_path: Path
     with pytest.raises(SabrError, match=r"cannot read .*none\.html"):
         build.build(sources(tables={"table1": tmp_path / "none.html"}))
     (tmp_path / "claims.json").write_text("[]")
-    with pytest.raises(SabrError, match="counts: this key is missing"):
+    with pytest.raises(
+        SabrError, match=r"claims\.json: \[\] is not allowed: a mapping of keys is needed here; delete it"
+    ):
         build.read_claims(tmp_path / "claims.json")
+    counts = {"holds": 1, "does not hold": 0, "not testable": 0}
+    (tmp_path / "claims.json").write_text(json.dumps({"counts": counts, "claims": [{"id": "a"}]}))
+    with pytest.raises(SabrError, match=r"claims\.json: claims\.0\.text: this key is missing; delete it and run again"):
+        build.read_claims(tmp_path / "claims.json")
+    (tmp_path / "provenance.json").write_text('{"trained": {}, "certified": []}')
+    with pytest.raises(SabrError, match=r"provenance\.json: trained: \{\} is not allowed: a list is needed here"):
+        build.read_provenance(tmp_path / "provenance.json")
+    (tmp_path / "bytes.html").write_bytes(b"\xff")
+    with pytest.raises(SabrError, match=r"bytes\.html is not text in UTF-8"):
+        build.build(sources(tables={"table1": tmp_path / "bytes.html"}))
 
 
 def test_every_table_and_figure_of_the_workflow_has_a_caption() -> None:

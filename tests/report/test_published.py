@@ -43,6 +43,8 @@ GOOD = """published:
     ("old", "new", "said"),
     [
         ("  source: Table 9\n", "", "source: this key is missing"),
+        ("{value: 9}", "9", "published.0.results.0.natural: 9 is not allowed: a mapping of keys is needed here"),
+        ("eps: 0.1", "eps: null", "eps: null is not a radius"),
         ("Table 9", "''", "source"),
         ("value: 9}", "value: 109}", "109 is not allowed"),
         ("natural:", "accuracy:", "unknown key"),

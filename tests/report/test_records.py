@@ -98,6 +98,16 @@ def test_round_trip_keeps_types(make_row: MakeRow, tmp_path: Path) -> None:
         ("verdicts.json", ("stages",), {}, ["verdicts.json", "stages.interval"]),
         ("verdicts.json", ("sha256",), "cc", ["verdicts.csv", "does not belong to verdicts.json"]),
         ("attack.json", ("model_sha256",), "bb", ["attack.json", "'bb'", "'aa'"]),
+        ("attack.json", ("seconds",), "long", ["attack.json: seconds: 'long' is not allowed: a number is needed here"]),
+        ("model.json", ("provenance",), None, ["model.json: provenance: null is not allowed: a mapping of keys"]),
+        ("model.json", ("provenance", "versions"), [], ["model.json: provenance.versions: [] is not allowed"]),
+        (
+            "verdicts.json",
+            ("certification",),
+            [],
+            ["verdicts.json: certification: [] is not allowed: a mapping of keys"],
+        ),
+        ("verdicts.json", ("stages", "crown"), 3, ["verdicts.json: stages.crown: 3 is not allowed: a mapping of keys"]),
         ("verdicts.json", ("certification", "images"), "many", ["verdicts.json", "certification.images", "'many'"]),
     ],
 )
@@ -151,8 +161,15 @@ def test_refuses_missing_keys_files_and_folders(make_row: MakeRow, tmp_path: Pat
     with pytest.raises(SabrError, match="cannot read"):
         records.collect([folder])
     (folder / "model.json").write_text("{}")
-    with pytest.raises(SabrError, match="spec: this key is missing"):
+    with pytest.raises(SabrError, match="sha256: this key is missing; delete the file and run again"):
         records.collect([folder])
+    for file in ("model.json", "attack.json", "verdicts.json"):
+        folder = make_row(seed=2, scale=file)
+        (folder / file).write_text("[]")
+        with pytest.raises(
+            SabrError, match=rf"{file}: \[\] is not allowed: a mapping of keys is needed here; delete the"
+        ):
+            records.collect([folder])
 
 
 def test_refuses_unequal_settings_and_doubles(make_row: MakeRow) -> None:
@@ -163,7 +180,7 @@ def test_refuses_unequal_settings_and_doubles(make_row: MakeRow) -> None:
         records.collect([one, make_row("sabr", scale="laptop")])
 
 
-def test_histories(make_row: MakeRow) -> None:
+def test_histories(make_row: MakeRow, tmp_path: Path) -> None:
     table = records.histories([make_row("sabr", eps="2_255", dataset="cifar10"), make_row("standard")])
     assert list(table["setting"].unique()) == ["cifar10-eps-2_255", "mnist-eps-0.1"]
     assert list(table.columns[:5]) == ["method", "setting", "seed", "epoch", "eps"]
@@ -172,6 +189,18 @@ def test_histories(make_row: MakeRow) -> None:
     (folder / "history.csv").unlink()
     with pytest.raises(SabrError, match=r"history\.csv"):
         records.histories([folder])
+    (folder / "history.csv").write_text("epoch,loss\n1,2\n")
+    with pytest.raises(SabrError, match=r"history\.csv is not the table it should be \(it has no column eps\)"):
+        records.histories([folder])
+    table.to_csv(tmp_path / "histories.csv", index=False)
+    pd.testing.assert_frame_equal(records.read_histories(tmp_path / "histories.csv"), table)
+
+
+def test_counts_that_cannot_be_are_told(make_row: MakeRow, tmp_path: Path) -> None:
+    table = records.collect([make_row()])
+    records.write(table.assign(certified=21), tmp_path / "records.csv")
+    with pytest.raises(SabrError, match=r"records\.csv is not .* \(line 2: certified is larger than images\)"):
+        records.read(tmp_path / "records.csv")
 
 
 def test_summary_of_one_seed_and_of_several(make_row: MakeRow) -> None:

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from sabr.errors import SabrError
+from sabr.problems import written
 from sabr.report.claims.checks import Case, Verdict, in_each, names, spread
 from sabr.report.claims.model import Crosses, Growth
-from sabr.report.claims.quantities import NotTestable, Results, of_method, select, study
+from sabr.report.claims.quantities import NotTestable, Results, numbers, of_method, select, study
 
 
 def growth(check: Growth, results: Results) -> list[Case]:
@@ -18,6 +18,8 @@ def growth(check: Growth, results: Results) -> list[Case]:
         When the study was not made.
     """
     table = study(check.study, results)
+    if table.empty:
+        raise NotTestable(f"the table of the study {check.study} is empty")
     if check.method is None:
         end = table.iloc[int(table["input_size"].argmax())]
         factor = float(end["output_size"] / end["linear"])
@@ -31,7 +33,7 @@ def growth(check: Growth, results: Results) -> list[Case]:
         label, found = of_method(check.study, methods, setting, results)
         found = select(found, check.where, check.study)
         if found.empty:
-            raise NotTestable(f"the study {check.study} has nothing for {dict(check.where)}")
+            raise NotTestable(f"the study {check.study} has nothing for {written(check.where)}")
         largest = found[found["lambda_ratio"] == found["lambda_ratio"].max()]
         factors = (largest["mean_radius"] / largest["linear"]).groupby([largest["layer"], largest["seed"]]).mean()
         by_layer = [f"{spread(own.droplevel(0), '')} in layer {layer}" for layer, own in factors.groupby(level=0)]
@@ -57,9 +59,8 @@ def crosses(check: Crosses, results: Results) -> list[Case]:
 
     def at(setting: str) -> Case:
         label, found = of_method("loss-lambda", check.method, setting, results)
-        for column in (check.rising, check.through):
-            if column not in found:
-                raise SabrError(f"config/claims.yaml: the study loss-lambda has no column {column!r}")
+        for key in ("rising", "through"):
+            numbers(found, getattr(check, key), key, "loss-lambda")
         places = pd.Series(
             {seed: _crossing(own, check.rising, check.through) for seed, own in found.groupby("seed")}, dtype="float64"
         )

@@ -10,14 +10,13 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.methods import Strict
-from sabr.specs import first_problem, parse_eps
+from sabr.problems import checked
+from sabr.specs import parse_eps
 
 Study = Literal["gradient-alignment", "relu-states", "relu-inputs", "box-sizes", "loss-lambda", "eps-curve"]
 # Columns of records.csv that count images.
@@ -72,14 +71,18 @@ class PublishedNumber(Strict):
 
 
 def _quantity(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return next((kind for kind in ("study", "published") if kind in keys), "accuracy")
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
+    return next((kind for key, kind in _KINDS.items() if key in keys), "accuracy")
+
+
+# Which key tells them; unlike keys, names of kinds are left out of messages.
+_KINDS = {"study": "studied", "published": "literature"}
 
 
 Quantity = Annotated[
     Annotated[Accuracy, Tag("accuracy")]
-    | Annotated[Studied, Tag("study")]
-    | Annotated[PublishedNumber, Tag("published")],
+    | Annotated[Studied, Tag("studied")]
+    | Annotated[PublishedNumber, Tag("literature")],
     Discriminator(_quantity),
 ]
 
@@ -100,6 +103,12 @@ class Above(Strict):
     right: Quantity
     settings: tuple[Setting, ...] | None = Field(None, min_length=1)
     tolerance: NonNegativeFloat = 0
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Above":
+        if isinstance(self.left, Studied) != isinstance(self.right, Studied):
+            raise ValueError("left and right cannot be compared: both must be of a study, or neither")
+        return self
 
 
 class Bound(Strict):
@@ -244,7 +253,4 @@ def read(path: Path) -> Claims:
     SabrError
         One sentence: file, key path, value, and what is allowed.
     """
-    try:
-        return Claims.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
+    return checked(Claims, read_yaml(path), str(path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sabr.errors import SabrError
+from sabr.problems import written
 from sabr.report.claims.model import Accuracy, FullScale, PublishedNumber, Studied, place
 from sabr.report.outline import Outline, present
 from sabr.report.records import interval
@@ -223,13 +224,43 @@ def select(table: pd.DataFrame, where: Mapping[str, str | float], name: str) -> 
         When it has no such column.
     """
     for column, value in where.items():
-        if column not in table:
-            raise SabrError(
-                f"config/claims.yaml: where: the study {name} has no column {column!r}; it has {_columns(table)}"
-            )
-        same = table[column].astype("str") == value if isinstance(value, str) else (table[column] - value).abs() < 1e-9
-        table = table[same]
+        check_column(table, column, "where", name)
+        if isinstance(value, str):
+            table = table[table[column].astype("str") == value]
+        else:
+            table = table[(numbers(table, column, "where", name) - value).abs() < 1e-9]
     return table
+
+
+def check_column(table: pd.DataFrame, column: str, key: str, name: str) -> None:
+    """Make sure that a study's table has a column, which `key` of a claim names.
+
+    Raises
+    ------
+    SabrError
+        When it has not.
+    """
+    if column not in table:
+        raise SabrError(
+            f"config/claims.yaml: {key}: the study {name} has no column {column!r}; it has {_columns(table)}"
+        )
+
+
+def numbers(table: pd.DataFrame, column: str, key: str, name: str) -> "pd.Series[float]":
+    """A column of numbers in a study's table, which `key` of a claim names.
+
+    Raises
+    ------
+    SabrError
+        When there is no such column, or it holds text.
+    """
+    check_column(table, column, key, name)
+    if not pd.api.types.is_numeric_dtype(table[column]):
+        raise SabrError(
+            f"config/claims.yaml: {key}: {column} of the study {name} holds text; name a column of numbers, or put the "
+            "value in quotes"
+        )
+    return table[column]
 
 
 def of_method(name: str, methods: Sequence[str], setting: str, results: Results) -> tuple[str, pd.DataFrame]:
@@ -254,16 +285,11 @@ def _studied(quantity: Studied, setting: str, results: Results) -> Values:
     label, found = of_method(quantity.study, quantity.method, setting, results)
     found = select(found, quantity.where, quantity.study)
     if found.empty:
-        raise NotTestable(f"the study {quantity.study} has nothing for {dict(quantity.where)}")
-    if quantity.column not in found:
-        raise SabrError(
-            f"config/claims.yaml: column: the study {quantity.study} has no column {quantity.column!r}; it has "
-            f"{_columns(found)}"
-        )
-    seeds = found.groupby("seed")[quantity.column]
+        raise NotTestable(f"the study {quantity.study} has nothing for {written(quantity.where)}")
+    seeds = numbers(found, quantity.column, "column", quantity.study).groupby(found["seed"])
     if (seeds.nunique() > 1).any():
         raise SabrError(
-            f"config/claims.yaml: where: {dict(quantity.where)} leaves several values of {quantity.column} in the "
+            f"config/claims.yaml: where: {written(quantity.where)} leaves several values of {quantity.column} in the "
             f"study {quantity.study}; add another column"
         )
     by_seed = seeds.first()

@@ -12,9 +12,12 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from pydantic import BaseModel, Field
 
 from sabr.errors import SabrError
-from sabr.files import read_json
+from sabr.files import read_json, read_text
+from sabr.problems import checked
+from sabr.report.claims.checks import Verdict
 from sabr.report.outline import Outline, missing, present
 from sabr.report.page.captions import Captions, Item
 from sabr.report.records import described
@@ -26,6 +29,50 @@ from sabr.scales import without_images
 # Figures are saved with so many dots to the inch, and shown so many times larger than on paper.
 _DOTS, _ENLARGED = 200, 1.45
 _STEPS = {"training": "train_seconds", "quick attack": "attack_seconds", "certification": "certify_seconds"}
+_REMEDY = "delete it and run again"
+
+
+class _Case(BaseModel):
+    """A check in one setting, as far as the page shows it."""
+
+    label: str
+    verdict: Verdict
+    numbers: str
+    reason: str
+
+
+class _Claim(BaseModel):
+    """A claim and what became of it."""
+
+    id: str
+    text: str
+    source: str
+    verdict: Verdict
+    summary: str
+    cases: list[_Case]
+
+
+class _Claims(BaseModel):
+    """Of what `sabr claims` writes as JSON, what the page shows."""
+
+    counts: dict[Verdict, int] = Field(min_length=3)
+    claims: list[_Claim]
+
+
+class _Origin(BaseModel):
+    """With what some networks were trained or certified."""
+
+    networks: int
+    commit: str | None
+    machine: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+
+
+class _Provenance(BaseModel):
+    """What `sabr collect --provenance` writes."""
+
+    trained: list[_Origin]
+    certified: list[_Origin]
 
 
 @dataclass(frozen=True)
@@ -109,7 +156,7 @@ def read_claims(path: Path) -> Mapping[str, Any]:
     SabrError
         When it cannot be read.
     """
-    return _mapping(path, ("counts", "claims"))
+    return checked(_Claims, read_json(path), str(path), _REMEDY).model_dump()
 
 
 def read_provenance(path: Path) -> Mapping[str, Any]:
@@ -120,7 +167,7 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
     SabrError
         When it cannot be read.
     """
-    return _mapping(path, ("trained", "certified"))
+    return checked(_Provenance, read_json(path), str(path), _REMEDY).model_dump()
 
 
 def _item(item: Item, sources: Sources) -> dict[str, Any] | None:
@@ -132,7 +179,7 @@ def _item(item: Item, sources: Sources) -> dict[str, Any] | None:
     shown: dict[str, Any] = {"item": item, "slug": item.name, "facts": _about(item, sources)}
     try:
         if item.kind == "table":
-            return shown | {"html": Markup(fragment(path.read_text(encoding="utf-8")))}
+            return shown | {"html": Markup(fragment(read_text(path, _REMEDY)))}
         content = path.read_bytes()
     except OSError as error:
         raise SabrError(f"cannot read {path}: {error.strerror or error}") from error
@@ -207,11 +254,3 @@ def _slug(title: str) -> str:
 
 def _text(name: str) -> str:
     return resources.files("sabr.report.page").joinpath(name).read_text(encoding="utf-8")
-
-
-def _mapping(path: Path, keys: Sequence[str]) -> Mapping[str, Any]:
-    content = read_json(path)
-    for key in keys:
-        if not isinstance(content, dict) or key not in content:
-            raise SabrError(f"{path}: {key}: this key is missing; delete the file and run again")
-    return dict(content)

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from sabr.errors import SabrError
 from sabr.layers import read_yaml
 from sabr.methods import Strict
+from sabr.problems import checked
 from sabr.report.outline import Choice, Part
-from sabr.specs import first_problem
 
 
 class Item(Strict):
@@ -75,7 +74,4 @@ def read(path: Path) -> Captions:
     SabrError
         One sentence: file, key path, value, and what is allowed.
     """
-    try:
-        return Captions.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise SabrError(f"{path}: {first_problem(error)}") from error
+    return checked(Captions, read_yaml(path), str(path))
