@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from sabr.data.datasets import load, prepare
 from sabr.networks.affine import clean_pass, folded_steps
@@ -15,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure():
+    # How long an example takes is the machine's affair.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
     # Two workers on two cores must not run four threads.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

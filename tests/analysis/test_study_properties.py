@@ -17,7 +17,7 @@ def of(case):
     return random_steps(seed), images, eps
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_losses_grow_with_the_region_and_bounds_lie_above_attacks(case):
     steps, images, eps = of(case)
@@ -35,7 +35,7 @@ def test_losses_grow_with_the_region_and_bounds_lie_above_attacks(case):
     assert abs(table["box"].iloc[-1] - table["centred_box"].iloc[-1]) <= slack
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_states_are_whole_and_only_get_less_certain(case):
     steps, images, eps = of(case)
@@ -48,7 +48,7 @@ def test_states_are_whole_and_only_get_less_certain(case):
         assert (half.loc["region", state] <= table.loc["point", state]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_radii_grow_with_the_region_and_relus_do_not_add_to_them(case):
     steps, images, eps = of(case)
@@ -59,7 +59,7 @@ def test_radii_grow_with_the_region_and_relus_do_not_add_to_them(case):
     assert (after <= before * (1 + 1e-6)).all() and (after >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_histograms_are_whole(case):
     steps, images, _ = of(case)

@@ -64,7 +64,7 @@ def test_by_hand(round_):
     assert margins(forward(linear(), found.points), labels)[2].amin() == pytest.approx(0.2, abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 1e-7, 0.05, 0.4, 2.0]),

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sabr.bounds.boxes import Box, ball, outwards, small_box
@@ -8,7 +8,6 @@ pixels = st.floats(0, 1, width=32)
 eps = st.floats(1e-4, 0.5)
 
 
-@settings(deadline=None)
 @given(st.lists(pixels | st.sampled_from([0.0, 1.0]), min_size=1, max_size=20), eps)
 def test_the_ball_is_cut_to_the_image_range(values, eps):
     images = torch.tensor(values)
@@ -18,7 +17,6 @@ def test_the_ball_is_cut_to_the_image_range(values, eps):
     assert (box.upper - images <= eps + 1e-6).all() and (images - box.lower <= eps + 1e-6).all()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(pixels | st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=20),
     eps,
@@ -34,7 +32,6 @@ def test_the_small_box_lies_in_the_ball(values, eps, lambda_ratio):
     assert (box.radius <= lambda_ratio * eps + 1e-6).all()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(pixels | st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=20),
     eps,
@@ -48,7 +45,6 @@ def test_the_small_box_with_a_radius_for_each_entry_always_lies_in_the_ball(valu
     torch.testing.assert_close(box.radius, lambda_ratio * region.radius, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.5, 0.5) | pixels, min_size=1, max_size=20), st.floats(1e-4, 0.2))
 def test_with_lambda_1_it_is_the_ball_where_no_border_cuts(values, eps):
     images = torch.tensor(values).clamp(eps, 1 - eps)
@@ -74,7 +70,6 @@ def test_samples_lie_inside_and_follow_their_generator():
     assert (one >= box.lower).all() and (one <= box.upper).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e300, 1e300), st.floats(0, 1e300) | st.just(0.0)), min_size=1, max_size=20))
 def test_the_box_in_float32_is_the_smallest_around_the_one_in_float64(ends):
     low, width = torch.tensor(ends, dtype=torch.float64).t()
@@ -92,7 +87,6 @@ def test_the_box_in_float32_is_the_smallest_around_the_one_in_float64(ends):
     assert (further.lower.double() > exact.lower).all() and (further.upper.double() < exact.upper).all()
 
 
-@settings(deadline=None)
 @given(st.lists(pixels | st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20))
 def test_what_float32_holds_stays_as_it_is(values):
     points = torch.tensor(values, dtype=torch.float32)

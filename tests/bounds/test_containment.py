@@ -109,7 +109,7 @@ scales = st.sampled_from([1e-6, 1e-2, 1.0, 30.0])
 kinds = st.sampled_from(["fully connected", "convolutional", "residual"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), kinds, st.sampled_from([0.0, 1e-6, 0.02, 0.3, 1.0]), scales)
 def test_any_width_and_weight(seed, kind, radius, scale):
     case = random_case(seed, kind)
@@ -135,7 +135,7 @@ def scaled(steps, by):
     return result
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([1e4, 1e6]), st.sampled_from([1e-6, 1e-3, 0.1]))
 def test_huge_weights_with_dead_and_constant_neurons(seed, scale, radius):
     draw = Draws(seed)

@@ -45,7 +45,7 @@ def test_stable_relus_are_themselves(low, high, lines):
         assert tuple(float(line) for line in found) == lines
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=LOOSE)
+@settings(max_examples=60, suppress_health_check=LOOSE)
 @given(st.integers(0, 10_000), st.floats(0, 2), st.sampled_from([1e-3, 1.0, 1e4]))
 def test_sampled_points_never_leave_their_bounds(random_steps, seed, radius, scale):
     steps = random_steps(seed, scale=scale)
@@ -60,7 +60,7 @@ def test_sampled_points_never_leave_their_bounds(random_steps, seed, radius, sca
     assert (reached >= lower - 1e-12 * (1 + reached.abs().max())).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10_000), st.sampled_from([(1, 0, 3), (2, 1, 3), (2, 0, 2), (3, 1, 4), (2, 2, 5)]), st.integers(6, 9)
 )

@@ -30,7 +30,7 @@ def test_by_hand():
     torch.testing.assert_close(shrunk.output.upper, torch.tensor([[0.5 + 0.4 + 0.8, 0.4]]))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10_000),
     st.floats(0, 2),

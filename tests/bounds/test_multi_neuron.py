@@ -111,7 +111,7 @@ def vertices(limits):
     return np.unique(points, axis=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 3), st.integers(0, 1_000_000), st.sampled_from([1e-6, 1.0, 1e6]))
 def test_polytopes_that_no_network_made(size, seed, scale):
     rng = np.random.default_rng(seed)
@@ -131,7 +131,7 @@ def test_polytopes_that_no_network_made(size, seed, scale):
         assert not found.feasible and not len(found.offset)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 3), st.integers(0, 1_000_000), st.sampled_from([1e-6, 1.0, 1e6]), st.booleans())
 def test_polytopes_that_are_flat_or_have_many_planes_through_a_point(size, seed, scale, flat):
     rng = np.random.default_rng(seed)

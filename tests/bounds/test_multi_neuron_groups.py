@@ -21,7 +21,7 @@ def test_groups_are_of_the_neurons_that_cost_most():
     assert choose_groups(areas[:3], lower[:3], upper[:3]).shape == (0, 3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(0, 70), st.integers(2, 3), st.integers(5, 30))
 def test_groups_overlap_little(seed, count, size, partition):
     generator = torch.Generator().manual_seed(seed)

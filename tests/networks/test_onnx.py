@@ -133,7 +133,7 @@ def networks(draw):
     return steps, shape
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(networks())
 def test_random_networks_run_alike(tmp_path_factory, drawn):
     steps, shape = drawn

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -36,7 +36,6 @@ def test_robustness_is_read_as_written(tmp_path):
     assert all(d.offsets.tolist() == [0] for d in found.disjuncts)
 
 
-@settings(deadline=None)
 @given(
     arrays("float64", 4, elements=st.floats(-1e300, 1e300)), arrays("float32", 4, elements=st.floats(0, 1, width=32))
 )

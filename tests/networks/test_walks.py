@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sabr.networks.steps import FlattenStep, LinearStep, ReLUStep, SumStep, forward
@@ -54,7 +54,6 @@ nested = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(nested, max_size=4))
 def test_prefixes_compute_the_inputs_and_name_the_relus(steps):
     points = torch.randn(3, 4)

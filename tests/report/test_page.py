@@ -99,7 +99,9 @@ def test_claims_come_first_with_numbers_and_reasons(sources: Callable[..., build
     places = [page.index(f'id="{name}"') for name in ("claims", "accuracy", "cost", "provenance")]
     assert places == sorted(places)
     assert "SABR has a higher natural accuracy than IBP, in every setting." in page
-    assert "SABR 90.00 %, IBP 90.00 %; difference +0.00 points (1 seed, 20 images; p\u00a0=\u00a01.00 on images)" in page
+    assert (
+        "SABR 90.00 %, IBP 90.00 %; difference +0.00 points (1 seed, 20 images; p\u00a0=\u00a01.00 on images)" in page
+    )
     assert "Not testable: CIFAR-10, ε = 2/255 is not part of this run;" in page
     assert "Missing in MNIST, ε = 0.1: PGD (seed 1)." in page
 

@@ -77,7 +77,7 @@ def exact(batch):
     return replace(batch, images=images, clean=clean_pass(network, images), attack_dtype=torch.float64)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     eps=st.floats(0.001, 0.3),
     # Above 1/2 the published box may leave the ball next to white pixels.
@@ -96,7 +96,7 @@ def test_the_loss_lies_between_pgd_and_ibp(exact, eps, shape):
     assert (middle <= upper + 1e-10).all()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(eps=st.floats(0.001, 0.3), seed=st.integers(0, 1000))
 def test_lambda_leads_from_pgd_to_ibp(exact, eps, seed):
     batch = replace(exact, eps=eps)
