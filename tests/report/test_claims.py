@@ -130,12 +130,12 @@ def test_a_claim_of_several_settings(make_row: MakeRow, results: Callable[..., R
     ]
     check = beats(NATURAL["sabr"], NATURAL["ibp"])
     found = judge(results(folders), check)
-    assert (found.verdict, found.summary) == ("does not hold", "does not hold in 1 of 3, 1 hold, 1 not testable")
+    assert (found.verdict, found.summary) == ("does not hold", "does not hold in 1 of 3, 1 holds, 1 not testable")
     found = judge(results(folders[:4]), check)
     assert (found.verdict, found.summary) == ("holds", "holds in 1 of 2, 1 not testable")
     # Two checks: one of them holds nowhere.
     found = judge(results(folders[:2]), check, beats(NATURAL["sabr"], {"method": "pgd", "measure": "natural"}))
-    assert (found.verdict, found.summary) == ("not testable", "not testable in 1 of 2, 1 hold")
+    assert (found.verdict, found.summary) == ("not testable", "not testable in 1 of 2, 1 holds")
 
 
 def test_another_setting_than_the_papers_is_said(make_row: MakeRow, results: Callable[..., Results]) -> None:

@@ -126,3 +126,30 @@ rule take_study:
         source=lambda wildcards, input: str(Path(input.table).parents[1]),
     shell:
         "sabr take {params.source:q} --run {input.run:q} {output:q} &> {log:q}"
+
+
+if KEPT:
+
+    ruleorder: take_examples > examples
+
+    localrules:
+        take_examples,
+
+    rule take_examples:
+        input:
+            f"{CHECKPOINTS}/studies/examples.npz",
+        output:
+            f"{RESULTS}/studies/examples.npz",
+        log:
+            f"{RESULTS}/logs/take/examples.log",
+        benchmark:
+            f"{RESULTS}/logs/take/examples.tsv"
+        conda:
+            REPORT_ENV
+        threads: 1
+        resources:
+            mem_mb=500,
+            runtime=5,
+            gpu=0,
+        shell:
+            "{{ cp {input:q} {output:q}.part && mv {output:q}.part {output:q}; }} &> {log:q}"

@@ -30,11 +30,7 @@ EXAMPLES = [
     if (rows := [row for row in MAIN if row.setting == setting])
 ]
 # Counterexamples are too large to be kept with verdicts that are taken from elsewhere; the few that are drawn are not.
-if KEPT:
-    FIGURE_DATA["examples"] = f"{CHECKPOINTS}/studies/examples.npz"
-    if not Path(FIGURE_DATA["examples"]).is_file():
-        del FIGURE_DATA["examples"]
-elif not EXAMPLES:
+if not (Path(CHECKPOINTS, "studies/examples.npz").is_file() if KEPT else EXAMPLES):
     del FIGURE_DATA["examples"]
 # Figures of Table 1's methods, without those of the sweep.
 OF_METHODS = ("accuracies", "pareto", "training-curves", "cascade", "time-limit")

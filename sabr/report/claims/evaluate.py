@@ -37,11 +37,13 @@ class Judged:
         if len(self.cases) == 1:
             return self.verdict
         counts = {verdict: sum(case.verdict == verdict for case in self.cases) for verdict in VERDICTS}
-        others = [f"{count} {_OTHERS[v]}" for v, count in counts.items() if count and v != self.verdict]
+        others = [
+            f"{count} {v if count == 1 else _PLURAL[v]}" for v, count in counts.items() if count and v != self.verdict
+        ]
         return ", ".join([f"{self.verdict} in {counts[self.verdict]} of {len(self.cases)}", *others])
 
 
-_OTHERS = {"holds": "hold", "does not hold": "do not hold", "not testable": "not testable"}
+_PLURAL = {"holds": "hold", "does not hold": "do not hold", "not testable": "not testable"}
 
 
 def evaluate(claims: Sequence[Claim], results: Results) -> list[Judged]:
