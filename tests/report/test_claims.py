@@ -179,10 +179,10 @@ def test_quoted_numbers_are_never_checked_against(make_row: MakeRow, results: Ca
 
 
 def test_near(make_row: MakeRow, results: Callable[..., Results]) -> None:
-    def run(scale: str, natural: int, images: int) -> Judged:
+    def run(scale: str, natural: int, images: int, **more: bool) -> Judged:
         folder = make_row("sabr", natural=natural, images=images, adversarial=10, certified=(1, 1), scale=scale)
         check = {"kind": "near", "of": NATURAL["sabr"], "to": {"published": "sabr", "measure": "natural"}}
-        return judge(results([folder]), check | {"settings": [HERE], "tolerance": 0.5})  # 99.23 % is published
+        return judge(results([folder]), check | {"settings": [HERE], "tolerance": 0.5} | more)  # 99.23 % is published
 
     assert run("a", 9900, 10_000).verdict == "holds"
     assert run("b", 9800, 10_000).verdict == "does not hold"
@@ -190,6 +190,8 @@ def test_near(make_row: MakeRow, results: Callable[..., Results]) -> None:
     assert (small.verdict, small.cases[0].reason) == ("holds", "reached with 100 test images")
     far = run("d", 90, 100)
     assert (far.verdict, far.cases[0].reason) == ("not testable", "reduced scale: 100 test images")
+    counts = run("e", 90, 100, reduced=True)
+    assert (counts.verdict, counts.cases[0].reason) == ("does not hold", "with 100 test images")
 
 
 def test_bound(make_row: MakeRow, results: Callable[..., Results]) -> None:

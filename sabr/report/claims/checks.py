@@ -182,7 +182,7 @@ def bound(check: Bound, setting: str, results: Results) -> Case:
 
 
 def near(check: Near, setting: str, results: Results) -> Case:
-    """Whether an accuracy is near a published one; if it is not and the run is reduced, that says nothing.
+    """Whether an accuracy is near a published one; if it is not and the run is reduced, that may say nothing.
 
     Raises
     ------
@@ -197,9 +197,9 @@ def near(check: Near, setting: str, results: Results) -> Case:
     short = reduced(str(found.method), setting, results)
     if abs(gap) <= check.tolerance:
         return Case(setting, "holds", shown, f"reached with {short}" if short else "", about)
-    if short:
+    if short and not check.reduced:
         return Case(setting, "not testable", shown, f"reduced scale: {short}", about)
-    return Case(setting, "does not hold", shown, _few(found), about)
+    return Case(setting, "does not hold", shown, f"with {short}" if short else _few(found), about)
 
 
 def peak(check: Peak, results: Results) -> list[Case]:

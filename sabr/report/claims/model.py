@@ -128,13 +128,14 @@ class Bound(Strict):
 
 
 class Near(Strict):
-    """An accuracy of ours is within `tolerance` points of a published one."""
+    """An accuracy of ours is within `tolerance` points of a published one; `reduced`: a reduced scale must be, too."""
 
     kind: Literal["near"]
     of: Accuracy
     to: PublishedNumber
     settings: tuple[Setting, ...] = Field(min_length=1)
     tolerance: float = Field(gt=0)
+    reduced: bool = False
 
 
 class Peak(Strict):
