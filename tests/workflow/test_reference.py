@@ -90,9 +90,12 @@ def test_weights_are_taken_where_they_are_asked_for(again):
     (again.results / ROWS[0] / "model.pt").unlink()
     assert "model.pt is damaged or does not belong to model.json" in told(taken(again, "models"))
     (again.kept / ROWS[0] / "model.pt").unlink()
-    text = told(taken(again, "models"))
+    text = told(taken(again, "--", f"results/from-reference/{ROWS[0]}/model.pt"))
     assert "Missing input files for rule take_weights" in text
     assert f"results/reference/{ROWS[0]}/model.pt" in text
+    # All models are those whose weights are there.
+    (again.results / ROWS[1] / "model.pt").unlink()
+    assert planned(again, "models")["take_weights"] == [f"results/from-reference/{ROWS[1]}/model.pt"]
 
 
 def test_a_missing_network_is_named_and_never_trained(again):
@@ -301,12 +304,6 @@ def test_a_run_drawn_from_a_kept_one_is_kept_without_the_weights_that_it_lacks(f
     assert not (tmp_path / "kept" / ROWS[0] / "model.pt").exists()
     assert (tmp_path / "kept" / ROWS[0] / "verdicts.json").is_file()
     assert (tmp_path / "kept" / ROWS[1] / "model.pt").is_file()
-
-
-def test_models_are_those_whose_weights_are_there(again):
-    (again.kept / ROWS[0] / "model.pt").unlink()
-    jobs = planned(again, "models")
-    assert jobs["take_weights"] == [f"results/from-reference/{ROWS[1]}/model.pt"]
 
 
 def test_the_configuration_is_that_of_the_kept_run(finished, tmp_path):
