@@ -301,6 +301,6 @@ def test_every_rule_has_its_place():
     files = [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]
     text = "\n".join(path.read_text() for path in files)
     rules = re.findall(r"^ *rule (\w+):", text, re.MULTILINE)
-    local = re.findall(r"\w+", " ".join(re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, re.MULTILINE)))
+    local = re.findall(r"\w+", " ".join(re.findall(r"^ *localrules:\n((?: +\w+,\n)+)", text, re.MULTILINE)))
     assert "data" in local
     assert sorted(rules) == sorted([*local, *profile("slurm")["groups"], *NETWORK])
