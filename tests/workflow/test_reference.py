@@ -17,9 +17,15 @@ pytestmark = pytest.mark.workflow
 
 METHODS = ("ibp", "sabr")
 ROWS = [f"mnist/eps-0.1/{method}/seed-1" for method in METHODS]
-TARGETS = ("tables/table1.csv", "studies/relu-states.csv", "figures/accuracies.png", "figures/training-curves.pdf")
+TARGETS = (
+    "tables/table1.csv",
+    "studies/relu-states.csv",
+    "figures/accuracies.png",
+    "figures/training-curves.pdf",
+    "figures/examples.png",
+)
 SMALL = {"run": {"methods": list(METHODS), "lambda_sweep": None, "comparisons": {}}, "certification": {"images": 12}}
-HEAVY = {"data", "train", "attack", "certify", "study_network"}
+HEAVY = {"data", "train", "attack", "certify", "study_network", "examples"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def test_everything_is_made_again_without_training_and_without_data(again, finis
     assert not HEAVY & planned(again, "--", *made).keys()
     done = taken(again, "--", *made)
     assert done.returncode == 0, done.stderr[-5000:]
-    for name in ("records.csv", "histories.csv", "limits.csv", "pairs.csv", *TARGETS):
+    for name in ("records.csv", "histories.csv", "limits.csv", "pairs.csv", "studies/examples.npz", *TARGETS):
         assert (again.results / name).read_bytes() == (finished.results / name).read_bytes(), name
     for row in ROWS:
         assert not (again.results / row / "model.pt").exists()
