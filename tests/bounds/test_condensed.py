@@ -123,9 +123,14 @@ def one_by_one(steps, box, relu_inputs, allowed=None):
             offset = torch.zeros(count, size, dtype=lower.dtype)
             low = backward_bound(part, box, known, rows, offset).view_as(lower)
             high = -backward_bound(part, box, known, -rows, offset).view_as(lower)
-            unstable = (lower < 0) & (upper > 0)
-            lower = torch.where(unstable, torch.maximum(lower, low - slack), lower)
-            upper = torch.where(unstable, torch.minimum(upper, high + slack), upper)
+            low, high = torch.maximum(lower, low - slack), torch.minimum(upper, high + slack)
+            # The side that is nearer to 0 comes first; where it shows that a ReLU is stable, the other one stays.
+            unstable, below_first = (lower < 0) & (upper > 0), upper >= -lower
+            active, dead = below_first & (low >= 0), ~below_first & (high <= 0)
+            lower, upper = (
+                torch.where(unstable & ~dead, low, lower),
+                torch.where(unstable & ~active, high, upper),
+            )
         bounds[number] = Box(lower, upper)
     return bounds
 
@@ -307,5 +312,5 @@ def test_the_largest_row_is_no_smaller_than_any_on_the_way(monkeypatch):
             shapes = rows.input_shapes(prefix.steps, box.lower.shape[1:])
             walk = inner._Relaxing(prefix.relus, {n: inner._lines(states[n]) for n in prefix.relus})
             ends = inner._by_pixel(box.lower), inner._by_pixel(box.upper)
-            walk.bounds(prefix.steps, torch.tensor([0]), torch.tensor([0]), shapes, ends)
+            walk.least(prefix.steps, torch.tensor([0]), torch.tensor([0]), torch.tensor([1]), shapes, ends)
             assert max(seen) <= rows.largest_row(prefix.steps, shapes)
