@@ -1,11 +1,12 @@
 """What the studies say of any network, on random ones with random images and radii."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import ROUNDS, generator, random_steps
 
 from sabr.analysis import box_sizes, loss_lambda, relu_inputs, relu_states
+from sabr.networks.steps import cast
 
 RATIOS = (0.0, 0.05, 0.3, 0.5, 0.8, 1.0)
 cases = st.tuples(st.integers(0, 10**6), st.floats(0.001, 1), st.integers(1, 5))
@@ -50,8 +51,11 @@ def test_states_are_whole_and_only_get_less_certain(case):
 
 @settings(max_examples=40)
 @given(cases)
+@example((8887, 0.0625, 1))
 def test_radii_grow_with_the_region_and_relus_do_not_add_to_them(case):
     steps, images, eps = of(case)
+    # In float32 the radius of a box far from 0 is off by more than this.
+    steps, images = cast(steps, torch.float64), images.double()
     table = box_sizes.measure(steps, images, eps=eps, lambda_ratios=RATIOS, memory_mb=10)
     for _, line in table.groupby(["layer", "stage"]):
         assert (line["mean_radius"].diff()[1:] >= -1e-6 * line["mean_radius"].max()).all()
