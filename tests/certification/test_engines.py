@@ -98,7 +98,7 @@ def test_without_float64_it_would_not_be_proved(monkeypatch):
     assert not found.proved.any()
 
 
-@pytest.mark.parametrize("memory", [1, 2**16])
+@pytest.mark.parametrize("memory", [1, 2**19])
 def test_little_memory_changes_nothing(memory, monkeypatch):
     steps, region = network(), boxes()
     labels, sizes = labels_of(steps, region), []
