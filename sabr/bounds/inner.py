@@ -65,7 +65,7 @@ def crown_inputs(
         if prefix.relus and len(image):
             slack = allowance.expand_as(lower)[image, places]
             size = _chunk(prefix.steps, shapes, box.lower, memory)
-            # Of y and of -y. Most ReLUs turn out to be stable, by the side that is nearer to 0: the other one can wait.
+            # Of y and of -y. Where the side that is nearer to 0 shows a ReLU to be stable, the other one is of no use.
             least = torch.stack([lower[image, places], -upper[image, places]])
             nearer = (least[1] > least[0]).long()
             for side in (nearer, 1 - nearer):
