@@ -314,3 +314,15 @@ def test_the_largest_row_is_no_smaller_than_any_on_the_way(monkeypatch):
             ends = inner._by_pixel(box.lower), inner._by_pixel(box.upper)
             walk.least(prefix.steps, torch.tensor([0]), torch.tensor([0]), torch.tensor([1]), shapes, ends)
             assert max(seen) <= rows.largest_row(prefix.steps, shapes)
+
+
+def test_a_bound_that_is_not_a_number_does_not_replace_one_that_is(monkeypatch):
+    steps, box = convolutional(5, *CONVOLUTIONS[:2], (12, 13)), regions(5, (2, 12, 13))
+    relu_inputs = propagate(steps[:-1], box).relu_inputs
+    assert any(bool(((b.lower < 0) & (b.upper > 0)).any()) for b in relu_inputs[1:])
+
+    def nothing(walk, steps, places, *others):
+        return torch.full((len(places),), torch.nan, dtype=torch.float64)
+
+    monkeypatch.setattr(inner._Relaxing, "least", nothing)
+    close(crown_inputs(steps[:-1], box, relu_inputs, memory=MEMORY), relu_inputs, 1e-12)
