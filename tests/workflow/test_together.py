@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -96,48 +97,48 @@ def test_attacks_and_certification_refuse_it_too(training, tmp_path, row, mnist_
         assert (tmp_path / name).exists()
 
 
+@contextmanager
+def held(workflow):
+    """A workflow whose training is suspended, and that job: what comes next is sure to meet it."""
+    command = [str(part) for part in workflow.command("--cores", "1", f"{ROW}/model.pt")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    lock = workflow.folder / ROW / ".model.pt.lock"
+    with subprocess.Popen(command, cwd=workflow.folder, env=workflow.environment(), **quiet) as process:
+        while not (lock.is_file() and lock.read_text()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        job = psutil.Process(int(lock.read_text().split()[1]))
+        job.suspend()
+        try:
+            yield process, job
+        finally:
+            job.resume()
+
+
 def test_two_workflows_in_one_folder_the_second_is_told_to_wait_or_to_unlock(make_workflow):
     workflow = make_workflow("shared")
-    first = subprocess.Popen(
-        [str(part) for part in workflow.command("--cores", "1", f"{ROW}/model.pt")],
-        cwd=workflow.folder,
-        env=workflow.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    locks = workflow.folder / ".snakemake" / "locks"
-    while not (locks.is_dir() and os.listdir(locks)):
-        assert first.poll() is None
-        time.sleep(0.01)
-    second = workflow.run("--cores", "1", f"{ROW}/model.pt")
-    assert second.returncode == 1
-    told = second.stdout + second.stderr
-    assert "Directory cannot be locked" in told and "no other Snakemake process" in told and "--unlock" in told
-    assert "Traceback" not in told
-    assert first.wait() == 0
+    with held(workflow) as (first, _):
+        second = workflow.run("--cores", "1", f"{ROW}/model.pt")
+        assert second.returncode == 1
+        told = second.stdout + second.stderr
+        assert "Directory cannot be locked" in told and "no other Snakemake process" in told and "--unlock" in told
+        assert "Traceback" not in told
+    assert first.returncode == 0
     again = workflow.run("--cores", "1", f"{ROW}/model.pt")
     assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
 
 
 def test_a_job_that_outlives_its_snakemake_keeps_its_place(make_workflow):
     workflow = make_workflow("outlived")
-    command = [str(part) for part in workflow.command("--cores", "1", f"{ROW}/model.pt")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=workflow.folder, env=workflow.environment(), **quiet)
     lock = workflow.folder / ROW / ".model.pt.lock"
-    while not (lock.is_file() and lock.read_text()):
-        assert process.poll() is None
-        time.sleep(0.01)
-    job = psutil.Process(int(lock.read_text().split()[1]))
-    job.suspend()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert workflow.run("--unlock").returncode == 0
-    refused = workflow.run("--cores", "1", f"{ROW}/model.pt")
-    assert refused.returncode == 1
-    assert f"model.pt is being written by process {job.pid} on" in refused.stdout + refused.stderr
-    assert job.is_running() and lock.is_file()
-    job.resume()
+    with held(workflow) as (process, job):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert workflow.run("--unlock").returncode == 0
+        refused = workflow.run("--cores", "1", f"{ROW}/model.pt")
+        assert refused.returncode == 1
+        assert f"model.pt is being written by process {job.pid} on" in refused.stdout + refused.stderr
+        assert job.is_running() and lock.is_file()
     psutil.wait_procs([job])
     checkpoints.load(workflow.folder / ROW / "model.pt")
     assert not lock.exists()
