@@ -8,7 +8,8 @@
 slopes to optimise: those of the last backward pass. Medians after one warm-up. auto_LiRPA gets batches of
 `--library-batch` images (it bounds what is unstable in any image of a batch in all of them: small batches are faster,
 and 16 images of a narrow CNN7 take more than 24 GB). "Until proved" is alpha-CROWN as the cascade has it: margins that
-CROWN proves are not optimised, the others until they are proved. `cascade` takes images that are
+CROWN proves are not optimised, the others until they are proved or hardly rise any more; "up to auto_LiRPA's" optimises
+each margin until its bound is above the one that auto_LiRPA found for it. `cascade` takes images that are
 classified correctly through the default scale's stages, some of them alone through the complete verifier, and twice as
 many as half of them, to see growth. `memory` bounds images of a CNN7 with random weights.
 """
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +38,7 @@ from sabr.bounds.optimise import optimise
 from sabr.bounds.rows import at_a_time
 from sabr.bounds.unrolled import bytes_of_a_query, unroll_each
 from sabr.certification.cascade import StageRecord, account, certify
-from sabr.certification.engines import NativeEngine
+from sabr.certification.engines import LEAST_GAIN, NativeEngine
 from sabr.certification.verdicts import Verdict
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--alone", type=int, default=20, help="images that go alone to the complete verifier")
     parser.add_argument("--iterations", type=int, default=20, help="of alpha-CROWN")
+    parser.add_argument("--rate", type=float, default=0.25, help="of alpha-CROWN, ours and auto_LiRPA's")
     parser.add_argument("--library-batch", type=int, default=64, help="images that auto_LiRPA gets at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -85,7 +88,8 @@ def main() -> None:
     images, labels = evaluation_images(split, dataset, slice(0, asked.images), torch.device("cpu"))
     name = f"{about['architecture']}, {about['dataset']}, eps {spec.eps:g}, {asked.threads} threads"
     if asked.what == "bounds":
-        bounds(steps, images, labels, spec.eps, asked.iterations, asked.rounds, asked.library_batch, name)
+        box, batch = ball(images, spec.eps), asked.library_batch
+        bounds(steps, box, labels, asked.iterations, asked.rate, asked.rounds, batch, name)
     else:
         cascade(steps, images, labels, spec, asked.alone, name)
 
@@ -98,11 +102,11 @@ def specification(setting: str) -> CertificationSpec:
 
 
 def bounds(
-    steps: list[Step], images: Tensor, labels: Tensor, eps: float, iterations: int, rounds: int, batch: int, name: str
+    steps: list[Step], box: Box, labels: Tensor, iterations: int, rate: float, rounds: int, batch: int, name: str
 ) -> None:
     """CROWN and alpha-CROWN, ours and auto_LiRPA's, in turns."""
-    box = ball(images, eps)
-    library = BoundedNetwork(steps, images.shape[1:], alpha_iterations=iterations)
+    library = BoundedNetwork(steps, box.lower.shape[1:], alpha_iterations=iterations, alpha_rate=rate)
+    ours = partial(alpha_crown, steps, box, labels, iterations, rate)
 
     def theirs(method: str) -> Tensor:
         parts = zip(*(torch.split(t, batch) for t in (box.lower, box.upper, labels)), strict=True)
@@ -111,9 +115,11 @@ def bounds(
     runs: dict[str, Callable[[], Tensor]] = {
         "CROWN, native": lambda: crown(steps, box, labels),
         "CROWN, auto_LiRPA": lambda: theirs("crown"),
-        "alpha-CROWN, native, all iterations": lambda: alpha_crown(steps, box, labels, iterations),
-        "alpha-CROWN, native, until proved": lambda: until_proved(steps, box, labels, iterations),
         "alpha-CROWN, auto_LiRPA": lambda: theirs("alpha-crown"),
+        "alpha-CROWN, native, all iterations": lambda: ours(float("inf")),
+        "alpha-CROWN, native, while bounds rise": lambda: ours(float("inf"), least_gain=LEAST_GAIN),
+        "alpha-CROWN, native, up to auto_LiRPA's": lambda: ours(found["alpha-CROWN, auto_LiRPA"]),
+        "alpha-CROWN, native, until proved": lambda: ours(0.0, least_gain=LEAST_GAIN),
     }
     taken: dict[str, list[float]] = {key: [] for key in runs}
     found: dict[str, Tensor] = {}
@@ -124,7 +130,7 @@ def bounds(
             if turn:
                 taken[key].append(time.perf_counter() - started)
     seconds = {key: statistics.median(times) for key, times in taken.items()}
-    table = Table(title=f"{len(images)} images, {name}")
+    table = Table(title=f"{len(labels)} images, {name}")
     for column in ("", "s", "ms/image", "times faster", "mean margin", "proved"):
         table.add_column(column, justify="right")
     for key, value in seconds.items():
@@ -133,7 +139,7 @@ def bounds(
         table.add_row(
             key,
             f"{value:.2f}",
-            f"{1000 * value / len(images):.1f}",
+            f"{1000 * value / len(labels):.1f}",
             f"{other / value:.1f}",
             f"{float(margins.mean()):.4f}",
             f"{float((margins > 0).all(1).float().mean()):.1%}",
@@ -149,42 +155,29 @@ def crown(steps: list[Step], box: Box, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def alpha_crown(steps: list[Step], box: Box, labels: Tensor, iterations: int) -> Tensor:
-    """Optimised slopes of the last backward pass, with CROWN's inner bounds."""
-    inner = crown_inputs(steps[:-1], box, propagate(steps[:-1], box).relu_inputs, memory=MEMORY)
-    rows, everything = margin_rows(steps[-1], labels), torch.ones(len(labels), len(steps[-1].bias) - 1)
-    return optimised(steps, box, rows, inner, everything, iterations, float("inf"))
-
-
-@torch.no_grad()
-def until_proved(steps: list[Step], box: Box, labels: Tensor, iterations: int) -> Tensor:
-    """The same, each margin until it is proved: CROWN first, whose bounds are those of the first pass."""
-    inner = crown_inputs(steps[:-1], box, propagate(steps[:-1], box).relu_inputs, memory=MEMORY)
-    lower = crown_margins(steps, box, inner, labels, memory=MEMORY)
-    found = optimised(steps, box, margin_rows(steps[-1], labels), inner, lower <= 0, iterations, 0.0)
-    return torch.where(lower > 0, lower, found)
-
-
-def optimised(
+def alpha_crown(
     steps: list[Step],
     box: Box,
-    rows: tuple[Tensor, Tensor],
-    inner: list[Box],
-    open_: Tensor,
+    labels: Tensor,
     iterations: int,
-    target: float,
+    rate: float,
+    target: float | Tensor,
+    least_gain: float | None = None,
 ) -> Tensor:
-    """Bounds of the open margins; -inf of the others."""
-    result = torch.full_like(rows[1], -torch.inf)
+    """Optimised slopes of the last backward pass of what CROWN leaves below the target; CROWN's inner bounds."""
+    inner = crown_inputs(steps[:-1], box, propagate(steps[:-1], box).relu_inputs, memory=MEMORY)
+    lower, rows = crown_margins(steps, box, inner, labels, memory=MEMORY), margin_rows(steps[-1], labels)
+    target = torch.as_tensor(target).expand_as(lower)
     unstable = [int(((b.lower < 0) & (b.upper > 0)).flatten(1).sum(1).amax()) for b in inner]
     each = bytes_of_a_query(steps[:-1], box.lower.shape[1:], unstable, rows[1])
-    pairs = torch.nonzero(open_)
+    pairs = torch.nonzero(lower <= target)
     for image, margin in (part.unbind(1) for part in torch.split(pairs, at_a_time(each, MEMORY)) if len(part)):
         problem = unroll_each(steps[:-1], box, *rows, inner, image, margin)
-        lines = lines_of(problem)
-        found = optimise(problem, lines, start_of(problem, lines), iterations=iterations, rate=0.1, target=target)
-        result[image, margin] = found.passed.lower.squeeze(1)
-    return result
+        lines, own = lines_of(problem), target[image, margin].unsqueeze(1)
+        options = {"iterations": iterations, "rate": rate, "target": own, "least_gain": least_gain}
+        found = optimise(problem, lines, start_of(problem, lines), **options)
+        lower[image, margin] = found.passed.lower.squeeze(1)
+    return lower
 
 
 def cascade(steps: list[Step], images: Tensor, labels: Tensor, spec: CertificationSpec, alone: int, name: str) -> None:

@@ -42,11 +42,13 @@ class BoundedNetwork:
     ----------
     steps
         A folded network without gradients.
-    alpha_iterations
-        Gradient steps on the slopes in alpha-CROWN.
+    alpha_iterations, alpha_rate
+        Gradient steps on the slopes in alpha-CROWN, and the rate of the first of them.
     """
 
-    def __init__(self, steps: Sequence[Step], input_shape: Sequence[int], *, alpha_iterations: int = 20) -> None:
+    def __init__(
+        self, steps: Sequence[Step], input_shape: Sequence[int], *, alpha_iterations: int = 20, alpha_rate: float = 0.1
+    ) -> None:
         library = _library()
         last = steps[-1]
         if not isinstance(last, LinearStep):
@@ -58,7 +60,7 @@ class BoundedNetwork:
         options = {
             # Else alpha-CROWN crashes when over 90 % of a layer is unstable.
             "sparse_features_alpha": False,
-            "optimize_bound_args": {"iteration": alpha_iterations, "lr_alpha": 0.1, "init_alpha": False},
+            "optimize_bound_args": {"iteration": alpha_iterations, "lr_alpha": alpha_rate, "init_alpha": False},
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

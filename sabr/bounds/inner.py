@@ -1,6 +1,6 @@
 """CROWN bounds at every ReLU's input, each neuron by itself, in the window of each layer that it sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from sabr.networks.walks import relu_prefixes
 
 # Windows are pulled back as fast in turns of so many bytes as in larger ones (measured), which only take more memory.
 _ENOUGH = 2**27
+# So many neurons of one pixel, which see the same window, share a copy of its lines.
+_GROUP = 4
 
 
 def crown_inputs(
@@ -70,8 +72,8 @@ def crown_inputs(
             nearer = (least[1] > least[0]).long()
             for side in (nearer, 1 - nearer):
                 open_ = torch.nonzero(least.amax(0) < 0).flatten()
-                for own in torch.split(open_, size) if len(open_) else ():
-                    walk = _Relaxing(prefix.relus, lines)
+                for own, together in _turns(open_, image, places, shapes[-1], size):
+                    walk = _Relaxing(prefix.relus, lines, together)
                     found = walk.least(prefix.steps, places[own], image[own], 1 - 2 * side[own], shapes, ends)
                     least[side[own], own] = torch.fmax(found - slack[own], least[side[own], own])
             low, high = least[0], -least[1]
@@ -95,12 +97,44 @@ def _lines(bounds: Box | Centred) -> _Lines:
     return _Lines(_by_pixel(line.lower_slope), _by_pixel(difference), _by_pixel(line.upper_offset))
 
 
-class _Relaxing(Walk):
-    """Replaces each ReLU by the line that keeps the rows a lower bound."""
+def _turns(
+    open_: Tensor, image: Tensor, places: Tensor, shape: Sequence[int], size: int
+) -> Iterator[tuple[Tensor, int]]:
+    """Neurons `open_`, whose flat `places` are sorted for each `image`, at most about `size` at a time.
 
-    def __init__(self, relus: Sequence[int], lines: dict[int, _Lines]) -> None:
+    With each turn comes how many of its neurons always stand in the same pixel: the first of them, the next, and so on.
+    """
+    parts = [(open_, 1)]
+    if len(shape) == 3:
+        pixel = places[open_] // shape[0] + image[open_] * (shape[1] * shape[2])
+        _, run, counts = torch.unique_consecutive(pixel, return_inverse=True, return_counts=True)
+        number = torch.arange(len(open_), device=open_.device) - (counts.cumsum(0) - counts)[run]
+        grouped = number < (counts // _GROUP * _GROUP)[run]
+        # Of few it is not worth turns of their own.
+        if 2 * int(grouped.sum()) > len(open_):
+            parts = [(open_[grouped], _GROUP), (open_[~grouped], 1)]
+    for part, together in parts:
+        for own in torch.split(part, max(size // together, 1) * together):
+            if len(own):
+                yield own, together
+
+
+class _Relaxing(Walk):
+    """Replaces each ReLU by the line that keeps the rows a lower bound.
+
+    Parameters
+    ----------
+    relus
+        As of `Walk`.
+    lines
+        Of the ReLUs.
+    together
+        How many rows always start in the same pixel of the same image, and so see the same windows.
+    """
+
+    def __init__(self, relus: Sequence[int], lines: dict[int, _Lines], together: int = 1) -> None:
         super().__init__(relus)
-        self.lines = lines
+        self.lines, self.together = lines, together
 
     def least(
         self,
@@ -117,9 +151,9 @@ class _Relaxing(Walk):
         rows = self.back(
             before, rows._replace(values=rows.values * sign.view(-1, *[1] * (rows.values.dim() - 1))), shapes
         )
-        coefficients = _pixels(rows.values).reshape(len(places), -1)
-        lower, upper = _seen(ends, rows, shapes[0])
-        least = (coefficients * torch.where(coefficients > 0, lower, upper)).sum(1)
+        lower, upper = self._seen(ends, rows, shapes[0])
+        coefficients = _pixels(rows.values).reshape(*lower.shape[:1], -1, lower.shape[-1])
+        least = (coefficients * torch.where(coefficients > 0, lower, upper)).sum(2).flatten()
         return self.constant + least
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
@@ -129,16 +163,31 @@ class _Relaxing(Walk):
             lines = [part[:-1].view(-1, values.numel() // count) for part in self.lines[number]]
             passed, constant = _replaced_by_image(values.reshape(count, -1), rows.image, *lines)
         else:
-            where = windows(rows, shape, (len(self.lines[number].upper_offset) - 1) // (shape[1] * shape[2]))
-            slope, difference, offset = (part.index_select(0, where) for part in self.lines[number])
-            falling = values.clamp(max=0)
-            passed = slope.mul_(values).addcmul_(falling, difference)
-            constant = falling.mul_(offset).reshape(count, -1).sum(1)
+            slope, difference, offset = self._in_windows(self.lines[number], rows, shape)
+            grouped = values.reshape(len(slope), self.together, -1)
+            falling = grouped.clamp(max=0)
+            # In place: no one else holds what a step has given.
+            passed = grouped.mul_(slope).addcmul_(falling, difference)
+            constant = torch.bmm(falling, offset.transpose(1, 2)).flatten()
         self.constant = self.constant + constant
         if rows.values.dim() == 2:
             return rows._replace(values=passed)
         channels, height, width = rows.values.shape[1:]
         return rows._replace(values=passed.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+    def _in_windows(self, parts: Sequence[Tensor], rows: Rows, shape: Sequence[int]) -> list[Tensor]:
+        """What the rows that stand together see of each part, which is `_by_pixel`: (R / together, 1, K)."""
+        assert rows.corner is not None
+        first = Rows(*(field[:: self.together] for field in (rows.values, rows.image, rows.corner)))
+        where = windows(first, shape, (len(parts[0]) - 1) // (shape[1] * shape[2]))
+        return [part.index_select(0, where).view(len(first.image), 1, -1) for part in parts]
+
+    def _seen(self, ends: tuple[Tensor, Tensor], rows: Rows, shape: Sequence[int]) -> list[Tensor]:
+        """What the rows see of the ends of the box, each `_by_pixel`: as `_in_windows`, or (R, 1, K) of whole maps."""
+        if rows.corner is not None:
+            return self._in_windows(ends, rows, shape)
+        each = torch.Size(shape).numel()
+        return [end[:-1].view(-1, 1, each).index_select(0, rows.image) for end in ends]
 
 
 def _replaced_by_image(
@@ -166,17 +215,6 @@ def _by_pixel(values: Tensor) -> Tensor:
 
 def _pixels(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1).reshape(-1, values.shape[1]) if values.dim() == 4 else values
-
-
-def _seen(ends: tuple[Tensor, Tensor], rows: Rows, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What each row sees of the two `ends` of its image, each `_by_pixel`: (R, K) in the order of `_pixels`."""
-    if rows.corner is None:
-        each = torch.Size(shape).numel()
-        lower, upper = (end[:-1].view(-1, each).index_select(0, rows.image) for end in ends)
-    else:
-        where = windows(rows, shape, (len(ends[0]) - 1) // (shape[1] * shape[2]))
-        lower, upper = (end.index_select(0, where).view(len(rows.image), -1) for end in ends)
-    return lower, upper
 
 
 def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:

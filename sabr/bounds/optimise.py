@@ -11,6 +11,8 @@ from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Relaxable, backwa
 
 # Adam's decay rates.
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.999, 1e-8
+# Of so many iterations together a query's gain is looked at.
+_PATIENCE = 3
 
 
 class Optimised(NamedTuple):
@@ -31,6 +33,7 @@ def optimise(
     cuts: Sequence[Cuts | None] | None = None,
     decay: float = 0.98,
     multiplier_rate: float = 0.2,
+    least_gain: float | None = None,
 ) -> Optimised:
     """Raise lower bounds by Adam on slopes and multipliers (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021).
 
@@ -47,15 +50,18 @@ def optimise(
     iterations, rate, decay
         Of Adam on the slopes; the rate is multiplied by `decay` after each iteration.
     target
-        A number, or (N, Q): once half of the images (of the queries, if there is one image) are above it, they are left
-        as they are; when all are, it ends.
+        A number, or (N, Q): a query above it is done, and keeps what it has. Once half of the images (of the queries,
+        if there is one image) are done, they take no more time; when all are, it ends.
     cuts
         For each layer constraints, or None.
     multiplier_rate
         Adam's first rate for the multipliers, in units of each query's largest coefficient.
+    least_gain
+        A query is done, too, when its last three iterations have raised its bound by no more than this share of all
+        that has been gained.
     """
-    climb = _Climb(problem, list(lines), cuts, target, iterations, rate, multiplier_rate, decay)
-    return climb.from_(projected(start, lines), _Adam(), None, 0)
+    climb = _Climb(problem, list(lines), cuts, target, iterations, rate, multiplier_rate, decay, least_gain)
+    return climb.from_(_Reached(projected(start, lines), _Adam()), 0)
 
 
 @dataclass(frozen=True)
@@ -70,31 +76,24 @@ class _Climb:
     rate: float
     multiplier_rate: float
     decay: float
+    least_gain: float | None
 
-    def from_(self, current: Multipliers, adam: "_Adam", best: Optimised | None, first: int) -> Optimised:
-        """Iterate from `first` on; what is above the target is left behind on the way."""
+    def from_(self, at: "_Reached", first: int) -> Optimised:
+        """Iterate from `first` on; what is done is left behind on the way."""
         for iteration in range(first, self.iterations + 1):
-            passed = backward(self.problem, self.lines, current, self.cuts)
-            best = Optimised(passed, current) if best is None else _better(Optimised(passed, current), best)
-            open_ = best.passed.lower <= self.target
+            passed = backward(self.problem, self.lines, at.current, self.cuts)
+            best, open_ = at.note(Optimised(passed, at.current), self.target, self.least_gain)
             if iteration == self.iterations or not bool(open_.any()):
                 break
-            adam.unit = _unit(passed) if adam.unit is None else adam.unit
-            slopes = gradient(self.problem, self.lines, current, passed, self.cuts)
+            slopes = gradient(self.problem, self.lines, at.current, passed, self.cuts)
             fade = self.decay**iteration
-            current = adam.step(current, slopes, self.rate * fade, self.multiplier_rate * fade)
-            current = projected(current, self.lines)
+            at.current = projected(
+                at.adam.step(at.current, slopes, self.rate * fade, self.multiplier_rate * fade), self.lines
+            )
             left = _Part.open(open_)
             if 2 * len(left.places) <= left.size:
-                some = best.passed
-                own = Optimised(
-                    Passed(left.of(some.lower), [left.of(c) for c in some.coefficients], left.of(some.point)),
-                    best.multipliers.map(left.of),
-                )
-                found = self.of(left).from_(current.map(left.of), adam.of(left), own, iteration + 1)
-                left.put_back(best, found)
-                return best
-        assert best is not None
+                left.put_back(best, self.of(left).from_(at.of(left), iteration + 1))
+                break
         return best
 
     def of(self, part: "_Part") -> "_Climb":
@@ -114,6 +113,42 @@ class _Climb:
         ]
         target = part.of(self.target) if isinstance(self.target, Tensor) else self.target
         return replace(self, problem=problem, lines=lines, cuts=cuts, target=target)
+
+
+class _Reached:
+    """Where the ascent is, the best that it has found, and which queries (N, Q) are still open."""
+
+    def __init__(self, current: Multipliers, adam: "_Adam") -> None:
+        self.current, self.adam = current, adam
+        self.best: Optimised | None = None
+        self.open: Tensor | None = None
+        # The first bounds, and the best ones of the last few iterations.
+        self.bounds: list[Tensor] = []
+
+    def note(self, found: Optimised, target: float | Tensor, least_gain: float | None) -> tuple[Optimised, Tensor]:
+        """Take in what a pass has found; gives the best so far, and what is open."""
+        if self.best is None or self.open is None:
+            best, rising = found, torch.ones_like(found.passed.lower, dtype=torch.bool)
+            self.adam.unit = _unit(found.passed)
+        else:
+            best, rising = _better(found, self.best, self.open), self.open
+        lower = best.passed.lower
+        self.bounds = [*self.bounds[:1], *self.bounds[1:][-_PATIENCE:], lower]
+        rising = rising & (lower <= target)
+        if least_gain is not None and len(self.bounds) > _PATIENCE + 1:
+            rising &= lower - self.bounds[-1 - _PATIENCE] > least_gain * (lower - self.bounds[0])
+        self.best, self.open = best, rising
+        return best, rising
+
+    def of(self, part: "_Part") -> "_Reached":
+        """The same for a part."""
+        result = _Reached(self.current.map(part.of), self.adam.of(part))
+        if self.best is not None and self.open is not None:
+            passed, multipliers = self.best
+            own = Passed(part.of(passed.lower), [part.of(c) for c in passed.coefficients], part.of(passed.point))
+            result.best, result.open = Optimised(own, multipliers.map(part.of)), part.of(self.open)
+        result.bounds = [part.of(bound) for bound in self.bounds]
+        return result
 
 
 @dataclass(frozen=True)
@@ -152,8 +187,9 @@ def _unit(passed: Passed) -> Tensor:
     return torch.stack(largest).amax(0).unsqueeze(2)
 
 
-def _better(new: Optimised, old: Optimised) -> Optimised:
-    improved = new.passed.lower > old.passed.lower
+def _better(new: Optimised, old: Optimised, open_: Tensor) -> Optimised:
+    """The better one of each query that is still open: what a query gets does not depend on those beside it."""
+    improved = (new.passed.lower > old.passed.lower) & open_
     mask = improved.unsqueeze(2)
 
     def pick(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -163,7 +199,7 @@ def _better(new: Optimised, old: Optimised) -> Optimised:
         return None if one is None or other is None else pick(one, other)  # type: ignore[return-value]
 
     passed = Passed(
-        torch.maximum(new.passed.lower, old.passed.lower),
+        torch.where(improved, new.passed.lower, old.passed.lower),
         pick(new.passed.coefficients, old.passed.coefficients),  # type: ignore[arg-type]
         torch.where(mask, new.passed.point, old.passed.point),
     )

@@ -122,7 +122,7 @@ class Walk:
         self.constant: Tensor | float = 0.0
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
-        """Rows of a ReLU's outputs as rows of its inputs."""
+        """Rows of a ReLU's outputs as rows of its inputs; their values may be overwritten."""
         raise TypeError(f"{type(self).__name__} does not know ReLUs")
 
     def start(
@@ -191,7 +191,8 @@ class Walk:
                 parts = []
                 for path in reversed(step.paths):
                     inner = input_shapes(path, shape)
-                    parts.append(whole(self.back(path, rows, inner), shape).values)
+                    own = rows._replace(values=rows.values.clone())
+                    parts.append(whole(self.back(path, own, inner), shape).values)
                 return Rows(torch.stack(parts).sum(0), rows.image, None)
             case _:
                 raise TypeError(f"{type(step).__name__} has no linear form")

@@ -162,6 +162,8 @@ class Unrolled(NamedTuple):
                 values = unflat((inputs * layer.active).scatter_add_(2, places, outputs).flatten(0, 1), shape)
             elif isinstance(step, SumStep):
                 values = torch.stack([self._forward(path, values, numbers, at_relu) for path in step.paths]).sum(0)
+            elif isinstance(step, ConvolutionStep):
+                values = step.apply_by_pixel(values)
             else:
                 values = step.apply(values)
         return values
@@ -175,12 +177,11 @@ def unroll(
     for bounds in relu_inputs:
         lower, upper = flat(bounds.lower), flat(bounds.upper)
         unstable = (lower < 0) & (upper > 0)
-        counts = unstable.sum(1)
-        size = int(counts.max()) if len(counts) else 0
-        # The unstable ones come first, each image's by place.
-        places = torch.sort(unstable.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :size]
-        real = torch.arange(size, device=places.device) < counts.unsqueeze(1)
-        places = torch.where(real, places, 0)
+        image, place = torch.nonzero(unstable, as_tuple=True)
+        counts = torch.bincount(image, minlength=len(unstable))
+        # Each image's by place, from the first column on.
+        real = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device) < counts.unsqueeze(1)
+        places = torch.zeros(real.shape, dtype=torch.long, device=real.device).masked_scatter_(real, place)
         layers.append(
             Neurons(
                 torch.where(real, lower.gather(1, places), -1.0),

@@ -44,6 +44,20 @@ class ConvolutionStep:
         """W x + b for each point."""
         return F.conv2d(points, self.weight, self.bias, self.stride, self.padding)
 
+    def apply_by_pixel(self, points: Tensor) -> Tensor:
+        """W x + b for each point, channels-last in memory, as what follows then need not copy it."""
+        count, channels, *_ = points.shape
+        if channels > 1:
+            return self.apply(points.contiguous(memory_format=torch.channels_last))
+        # One channel cannot look channels-last; as a matrix product it is as fast as what comes out can be written.
+        windows = F.unfold(points, self.weight.shape[2:], padding=self.padding, stride=self.stride)
+        size = [
+            (points.shape[2 + axis] + 2 * self.padding[axis] - self.weight.shape[2 + axis]) // self.stride[axis] + 1
+            for axis in (0, 1)
+        ]
+        found = torch.matmul(windows.transpose(1, 2), self.weight.flatten(1).t()).add_(self.bias)
+        return found.view(count, *size, -1).permute(0, 3, 1, 2)
+
     def spread(self, radius: Tensor) -> Tensor:
         """|W| r."""
         return F.conv2d(radius, self.weight.abs(), None, self.stride, self.padding)

@@ -316,6 +316,28 @@ def test_the_largest_row_is_no_smaller_than_any_on_the_way(monkeypatch):
             assert max(seen) <= rows.largest_row(prefix.steps, shapes)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_neurons_of_one_pixel_that_share_their_lines_have_the_same_bounds(monkeypatch, size):
+    used = []
+    plain = inner._turns
+
+    def noted(*arguments):
+        for own, together in plain(*arguments):
+            used.append(together)
+            yield own, together
+
+    for number, (first, second) in enumerate(product(CONVOLUTIONS[:2], CONVOLUTIONS[2:5])):
+        steps, box = convolutional(number, first, second, (13, 15)), regions(number, (2, 13, 15), 0.2)
+        relu_inputs = propagate(steps[:-1], box).relu_inputs
+        monkeypatch.setattr(inner, "_GROUP", 100)
+        alone = crown_inputs(steps[:-1], box, relu_inputs, memory=MEMORY)
+        monkeypatch.setattr(inner, "_GROUP", size)
+        with monkeypatch.context() as patched:
+            patched.setattr(inner, "_turns", noted)
+            close(crown_inputs(steps[:-1], box, relu_inputs, memory=2**21), alone, 1e-12)
+    assert {1, size} == set(used) and used.count(size) > 20
+
+
 def test_a_bound_that_is_not_a_number_does_not_replace_one_that_is(monkeypatch):
     steps, box = convolutional(5, *CONVOLUTIONS[:2], (12, 13)), regions(5, (2, 12, 13))
     relu_inputs = propagate(steps[:-1], box).relu_inputs

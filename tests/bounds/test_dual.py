@@ -246,6 +246,28 @@ def test_optimising_ends_when_all_targets_are_met(below, monkeypatch):
     assert len(passes) == (1 if below else 6)
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_what_hardly_gains_any_more_is_left_as_it_is(images, monkeypatch):
+    problem, _ = drawn_problem(11, images=images, queries=5, sizes=(6, 6))
+    lines, asked = lines_of(problem), []
+
+    def counting(own, *arguments):
+        asked.append(own.objective.shape[0] * own.objective.shape[1])
+        return backward(own, *arguments)
+
+    monkeypatch.setattr("sabr.bounds.optimise.backward", counting)
+    options = {"iterations": 40, "rate": 0.25, "target": float("inf")}
+    whole = optimise(problem, lines, start_of(problem, lines), **options).passed.lower
+    passes, first = sum(asked), bound(problem, lines)
+    assert passes == 41 * 5 * images
+    asked.clear()
+    left = optimise(problem, lines, start_of(problem, lines), **options, least_gain=0.01)
+    assert sum(asked) < passes / 2
+    assert (first <= left.passed.lower).all() and (left.passed.lower <= whole).all()
+    assert float((whole - left.passed.lower).sum()) <= 0.1 * float((whole - first).sum())
+    torch.testing.assert_close(backward(problem, lines, left.multipliers).lower, left.passed.lower)
+
+
 def test_stacked_problems_are_the_single_ones():
     problems, cuts, parts = [], [], []
     for seed, sizes in enumerate([(3, 4, 0), (5, 0, 2), (1, 6, 3)]):

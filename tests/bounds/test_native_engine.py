@@ -131,7 +131,7 @@ def test_both_engines_say_the_same_to_the_cascade(case):
     steps, region, labels, _ = case
     engines = [
         NativeEngine(steps, iterations=5, rate=0.1, memory=MEMORY),
-        AutoLirpaEngine(steps, iterations=5, shape=region.lower.shape[1:]),
+        AutoLirpaEngine(steps, iterations=5, rate=0.1, shape=region.lower.shape[1:]),
     ]
     everything = torch.ones(6, 9, dtype=torch.bool)
     reached = margin_bounds(steps, ball(region.centre, 0.0), labels).lower

@@ -132,6 +132,20 @@ def test_in_half_the_precision_the_gradient_is_nearly_the_same(small_network):
     assert rough.pull(gradient).dtype == torch.float32 and alike > 0.98
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((4, 4), (2, 2)), ((3, 2), (2, 1))])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("size", [(7, 9), (4, 4)])
+def test_applied_by_pixel_it_is_the_same_in_another_order(channels, kernel, stride, padding, size):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, channels, *kernel, generator=generator, dtype=torch.float64)
+    step = ConvolutionStep(weight, torch.randn(5, generator=generator, dtype=torch.float64), stride, padding)
+    points = torch.randn(4, channels, *size, generator=generator, dtype=torch.float64)
+    found = step.apply_by_pixel(points)
+    assert torch.allclose(found, step.apply(points), rtol=0, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 8])
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((4, 4), (2, 2)), ((3, 2), (2, 1))])
 def test_windows_are_pulled_back_as_by_a_transposed_convolution(channels, kernel, stride):
