@@ -49,7 +49,7 @@ report: setup
 
 test: setup
 	@echo "==> Running all tests, on $(CORES) cores"
-	pytest -n $(CORES) --dist loadfile
+	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	ruff format --check .

@@ -9,9 +9,9 @@ slopes to optimise: those of the last backward pass. Medians after one warm-up. 
 `--library-batch` images (it bounds what is unstable in any image of a batch in all of them: small batches are faster,
 and 16 images of a narrow CNN7 take more than 24 GB). "Until proved" is alpha-CROWN as the cascade has it: margins that
 CROWN proves are not optimised, the others until they are proved or hardly rise any more; "up to auto_LiRPA's" optimises
-each margin until its bound is above the one that auto_LiRPA found for it. `cascade` takes images that are
-classified correctly through the default scale's stages, some of them alone through the complete verifier, and twice as
-many as half of them, to see growth. `memory` bounds images of a CNN7 with random weights.
+each margin until its bound is above the one that auto_LiRPA found for it. `cascade` takes images that are classified
+correctly through the default scale's stages, parts of them and several shards to see growth, and some of them alone
+through the complete verifier. `memory` bounds images of a CNN7 with random weights.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from sabr.certification.engines import LEAST_GAIN, NativeEngine
 from sabr.certification.verdicts import Verdict
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load
+from sabr.kernels import compile_if
 from sabr.layers import read_yaml
 from sabr.machine import use
 from sabr.networks import checkpoints
@@ -72,9 +73,11 @@ def main() -> None:
     parser.add_argument("--library-batch", type=int, default=64, help="images that auto_LiRPA gets at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile our kernels")
     parser.add_argument("--memory-mb", type=int, default=2000)
     asked = parser.parse_args()
     use(asked.threads, "cpu")
+    compiled = compile_if(asked.compile)
     if asked.what == "memory":
         return memory(asked.dataset, asked.memory_mb)
     if asked.model is None:
@@ -87,6 +90,7 @@ def main() -> None:
     split = load(dataset, asked.data, "test")
     images, labels = evaluation_images(split, dataset, slice(0, asked.images), torch.device("cpu"))
     name = f"{about['architecture']}, {about['dataset']}, eps {spec.eps:g}, {asked.threads} threads"
+    name += ", compiled" * compiled
     if asked.what == "bounds":
         box, batch = ball(images, spec.eps), asked.library_batch
         bounds(steps, box, labels, asked.iterations, asked.rate, asked.rounds, batch, name)
@@ -181,13 +185,12 @@ def alpha_crown(
 
 
 def cascade(steps: list[Step], images: Tensor, labels: Tensor, spec: CertificationSpec, alone: int, name: str) -> None:
-    """The stages on all images, on half of them, and the complete verifier alone on some."""
+    """The stages on all images, on parts of them, in several shards, and the complete verifier alone on some."""
     with torch.no_grad():
         right = torch.nonzero(forward(steps, images).argmax(1) == labels).flatten()
     images, labels = images[right], labels[right]
     free = spec.model_copy(update={"shard_minutes": None})
     whole, records, verdicts = run(steps, images, labels, free)
-    half, _, _ = run(steps, images[: len(images) // 2], labels[: len(images) // 2], free)
     only = free.model_copy(update={"stages": ("complete",)})
     chosen = torch.linspace(0, len(images) - 1, min(alone, len(images))).long()
     single = sum(run(steps, images[i : i + 1], labels[i : i + 1], only)[0] for i in chosen.tolist())
@@ -207,7 +210,15 @@ def cascade(steps: list[Step], images: Tensor, labels: Tensor, spec: Certificati
     certified = [v.seconds for v in verdicts.values() if v.certified_by]
     limits = ", ".join(f"{limit} s: {sum(s <= limit for s in certified) / len(images):.2%}" for limit in (1, 3, 10, 30))
     console.print(f"certified within a limit an image: {limits}")
-    console.print(f"whole: {whole:.2f} s, {1000 * whole / len(images):.2f} ms an image; half the images: {half:.2f} s")
+    growth = Table(title="Growth")
+    for column in ("images", "shards", "s", "ms/image"):
+        growth.add_column(column, justify="right")
+    total = len(images)
+    for count, shards in ((total // 4, 1), (total // 2, 1), (total, 1), (total, 2), (total, 4)):
+        parts = zip(torch.tensor_split(images[:count], shards), torch.tensor_split(labels[:count], shards), strict=True)
+        seconds = sum(run(steps, *part, free)[0] for part in parts)
+        growth.add_row(str(count), str(shards), f"{seconds:.2f}", f"{1000 * seconds / count:.2f}")
+    console.print(growth)
     rate = single / len(chosen)
     ratio = rate * len(images) / whole
     console.print(

@@ -1,6 +1,7 @@
 """Element-wise kernels: several operations on large tensors, compiled into one pass over memory on demand."""
 
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -36,6 +37,19 @@ def compile_kernels() -> bool:
         return False
     _process["compiles"] = True
     return True
+
+
+def compiles() -> bool:
+    """Whether kernels of this process are compiled."""
+    return _process["compiles"]
+
+
+def compile_if(asked: bool) -> bool:
+    """Compile all kernels if that is asked for; where it cannot be done, a line on stderr says so."""
+    if asked and not compile_kernels():
+        print("sabr: kernels cannot be compiled here (is there a C++ compiler?); going on without", file=sys.stderr)
+        return False
+    return asked
 
 
 def kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

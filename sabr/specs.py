@@ -285,6 +285,8 @@ class Cascade(Strict):
         What the tensors of a batch may take, roughly.
     seed
         Of the attacks' random numbers.
+    compile
+        Compile the element-wise kernels: pays where shards take many minutes; without a C++ compiler it is left out.
     """
 
     engine: Literal["native", "auto_lirpa"]
@@ -296,6 +298,7 @@ class Cascade(Strict):
     shard_minutes: PositiveFloat | None
     memory_mb: PositiveInt
     seed: NonNegativeInt
+    compile: bool = False
 
     @model_validator(mode="after")
     def _stages_once(self) -> "Cascade":

@@ -24,6 +24,19 @@ def pytest_configure():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# The files that take minutes, longest first: whoever gets one of them last lets the other worker wait.
+LONG = [f"workflow/test_{name}.py" for name in ("workflow", "crashes", "reference", "slurm", "together", "many_jobs")]
+LONG[1:1] = ["bounds/test_oracle.py"]
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def mnist_folder():
     """The data folder with real MNIST: the repository's own, filled if need be (it is what `make reproduce` uses)."""

@@ -9,6 +9,7 @@ import pytest
 COMPARE = """
 import torch
 from sabr.bounds.boxes import Box, ball
+from sabr.bounds.inner import crown_inputs
 from sabr.bounds.interval import propagate
 from sabr.kernels import alike, compile_kernels
 from sabr.networks.affine import clean_pass, folded_steps
@@ -36,7 +37,14 @@ def sums():
     exact = [values.double() for values in box]
     return _stable_sums(alike(*box), box[0].mean())[1:], _stable_sums(alike(*exact), exact[0].mean())[1:]
 
-before = gradients()
+@torch.no_grad()
+def inner_bounds():
+    # Windows and whole maps, neurons that share a window, and such that do not.
+    steps = folded_steps(build(ARCHITECTURES["cnn-small"], DATASETS["cifar10"], seed=0).eval())[:-1]
+    box = ball(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 0.02)
+    return [end for bound in crown_inputs(steps, box, propagate(steps, box).relu_inputs, memory=2**28) for end in bound]
+
+before, bounds = gradients(), inner_bounds()
 if not compile_kernels():
     print("no compiler")
 else:
@@ -44,6 +52,8 @@ else:
     assert before.keys() == after.keys()
     for name, one in before.items():
         torch.testing.assert_close(after[name], one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    for one, other in zip(inner_bounds(), bounds, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
     for one, exact in zip(*sums(), strict=True):
         torch.testing.assert_close(one.double(), exact.double(), rtol=1e-5, atol=0)
     print("agree")

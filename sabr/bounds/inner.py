@@ -10,6 +10,7 @@ from sabr.bounds.boxes import Box
 from sabr.bounds.crown import relax
 from sabr.bounds.interval import Centred, propagate
 from sabr.bounds.rows import Rows, Walk, at_a_time, flat, input_shapes, largest_row, unflat, windows
+from sabr.kernels import compiles, kernel
 from sabr.networks.steps import Step
 from sabr.networks.walks import relu_prefixes
 
@@ -151,43 +152,67 @@ class _Relaxing(Walk):
         rows = self.back(
             before, rows._replace(values=rows.values * sign.view(-1, *[1] * (rows.values.dim() - 1))), shapes
         )
-        lower, upper = self._seen(ends, rows, shapes[0])
-        coefficients = _pixels(rows.values).reshape(*lower.shape[:1], -1, lower.shape[-1])
-        least = (coefficients * torch.where(coefficients > 0, lower, upper)).sum(2).flatten()
-        return self.constant + least
+        values, where, tables = self._windowed(rows, ends, shapes[0])
+        return self.constant + _least(values, where, *tables).flatten()
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
-        values = _pixels(rows.values)
-        count = len(rows.image)
-        if rows.corner is None:
-            lines = [part[:-1].view(-1, values.numel() // count) for part in self.lines[number]]
-            passed, constant = _replaced_by_image(values.reshape(count, -1), rows.image, *lines)
+        values, where, tables = self._windowed(rows, self.lines[number], shape)
+        if rows.corner is None and not compiles():
+            passed, constant = _replaced_by_image(values.flatten(1), rows.image, *tables)
         else:
-            slope, difference, offset = self._in_windows(self.lines[number], rows, shape)
-            grouped = values.reshape(len(slope), self.together, -1)
-            falling = grouped.clamp(max=0)
-            # In place: no one else holds what a step has given.
-            passed = grouped.mul_(slope).addcmul_(falling, difference)
-            constant = torch.bmm(falling, offset.transpose(1, 2)).flatten()
-        self.constant = self.constant + constant
+            passed, constant = _replaced(values, where, *tables)
+        self.constant = self.constant + constant.flatten()
         if rows.values.dim() == 2:
-            return rows._replace(values=passed)
-        channels, height, width = rows.values.shape[1:]
+            return rows._replace(values=passed.view(len(rows.image), -1))
+        count, channels, height, width = rows.values.shape
         return rows._replace(values=passed.view(count, height, width, channels).permute(0, 3, 1, 2))
 
-    def _in_windows(self, parts: Sequence[Tensor], rows: Rows, shape: Sequence[int]) -> list[Tensor]:
-        """What the rows that stand together see of each part, which is `_by_pixel`: (R / together, 1, K)."""
-        assert rows.corner is not None
-        first = Rows(*(field[:: self.together] for field in (rows.values, rows.image, rows.corner)))
-        where = windows(first, shape, (len(parts[0]) - 1) // (shape[1] * shape[2]))
-        return [part.index_select(0, where).view(len(first.image), 1, -1) for part in parts]
+    def _windowed(
+        self, rows: Rows, tables: Sequence[Tensor], shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The rows' values (G, T, P, C) in G groups of T that see the same, and what that is.
 
-    def _seen(self, ends: tuple[Tensor, Tensor], rows: Rows, shape: Sequence[int]) -> list[Tensor]:
-        """What the rows see of the ends of the box, each `_by_pixel`: as `_in_windows`, or (R, 1, K) of whole maps."""
-        if rows.corner is not None:
-            return self._in_windows(ends, rows, shape)
-        each = torch.Size(shape).numel()
-        return [end[:-1].view(-1, 1, each).index_select(0, rows.image) for end in ends]
+        At each of P places C entries, to which belong the rows `where` (G, P) of the tables; whole maps are one place.
+        """
+        count, values = len(rows.image), _pixels(rows.values)
+        if rows.corner is None:
+            size = torch.Size(shape).numel()
+            whole = [table[:-1].view(-1, size) for table in tables]
+            return values.reshape(count, 1, 1, size), rows.image.unsqueeze(1), whole
+        first = Rows(*(field[:: self.together] for field in (rows.values, rows.image, rows.corner)))
+        where = windows(first, shape, (len(tables[0]) - 1) // (shape[1] * shape[2])).view(len(first.image), -1)
+        return values.reshape(*where.shape[:1], self.together, where.shape[1], -1), where, list(tables)
+
+
+def _replaced(
+    values: Tensor, where: Tensor, lower_slope: Tensor, difference: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows of outputs as rows of inputs, which may overwrite them, and what that adds to their constants (G, T)."""
+    # Operation by operation, other ones are faster than those that make the best loop.
+    if compiles():
+        return _replaced_at_once(values, where, lower_slope, difference, offset)
+    groups, together = values.shape[:2]
+    seen = (t.index_select(0, where.flatten()).view(groups, 1, -1) for t in (lower_slope, difference, offset))
+    lower_slope, difference, offset = seen
+    rows = values.view(groups, together, -1)
+    falling = rows.clamp(max=0)
+    constant = torch.bmm(falling, offset.transpose(1, 2))
+    return rows.mul_(lower_slope).addcmul_(falling, difference), constant
+
+
+@kernel
+def _replaced_at_once(
+    values: Tensor, where: Tensor, lower_slope: Tensor, difference: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    falling = values.clamp(max=0)
+    lower_slope, difference, offset = (t[where].unsqueeze(1) for t in (lower_slope, difference, offset))
+    return values * lower_slope + falling * difference, (falling * offset).sum((2, 3))
+
+
+@kernel
+def _least(values: Tensor, where: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The least values (G, T) of rows over boxes."""
+    return (values * torch.where(values > 0, lower[where].unsqueeze(1), upper[where].unsqueeze(1))).sum((2, 3))
 
 
 def _replaced_by_image(

@@ -18,6 +18,7 @@ from sabr.certification.properties import verify
 from sabr.certification.verdicts import Verdict
 from sabr.errors import SabrError
 from sabr.files import atomic, probe
+from sabr.kernels import compile_if
 from sabr.networks.affine import folded_steps
 from sabr.networks.instances import counterexample_text, read_instance, write_instances
 from sabr.networks.steps import Step
@@ -101,6 +102,7 @@ def run_certification(
     part = known.iloc[first:last].reset_index(drop=True)
     if part["index"].tolist() != list(range(first, last)) or part["label"].tolist() != labels.tolist():
         raise SabrError(f"{attacked} is not about test images {first} to {last - 1} of {spec.dataset}; run again")
+    compiled = compile_if(spec.compile)
     started = time.perf_counter()
     journal = Journal(output.with_suffix(".journal"), {**about, "first": first, "last": last})
     try:
@@ -132,7 +134,7 @@ def run_certification(
     about |= {
         "seconds": time.perf_counter() - started,
         "stages": {stage: asdict(record) for stage, record in stages.items()},
-        "provenance": provenance(threads=threads, device=str(device)),
+        "provenance": provenance(threads=threads, device=str(device)) | {"compiled": compiled},
     }
     verdicts.write(table, output, about)
     journal.remove()
@@ -180,6 +182,7 @@ def run_verification(onnx: Path, vnnlib: Path, spec: Cascade) -> str:
     SabrError
         When a file cannot be read, or the two do not fit.
     """
+    compile_if(spec.compile)
     network, asked = read_instance(onnx, vnnlib)
     answer = verify(network, asked, spec)
     if answer.inputs is not None and answer.outputs is not None:

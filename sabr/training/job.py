@@ -11,7 +11,7 @@ from sabr import machine
 from sabr.data.datasets import fingerprint, load
 from sabr.errors import SabrError, ToBeContinued
 from sabr.files import atomic, probe
-from sabr.kernels import compile_kernels
+from sabr.kernels import compile_if
 from sabr.networks import checkpoints
 from sabr.provenance import provenance
 from sabr.settings import DATASETS
@@ -63,9 +63,7 @@ def run(
     dataset = DATASETS[spec.dataset]
     data_sha256 = fingerprint(dataset, folder, "train")
     resumed = states.read(unfinished, spec, data_sha256)
-    here = provenance(threads=threads, device=str(device)) | {"compiled": spec.compile and compile_kernels()}
-    if spec.compile and not here["compiled"]:
-        print("sabr: kernels cannot be compiled here (is there a C++ compiler?); going on without", file=sys.stderr)
+    here = provenance(threads=threads, device=str(device)) | {"compiled": compile_if(spec.compile)}
     runs: list[dict[str, Any]] = [] if resumed is None else list(resumed.runs)
     if resumed is not None:
         place = {"epoch": resumed.state.epoch, "step": resumed.state.step}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,9 +47,9 @@ def command(name, folder, data, spec, output, *arguments):
     return [str(part) for part in (*start, name, folder / "model.pt", *common, *arguments)]
 
 
-def certification(folder, data, output):
+def certification(folder, data, output, spec="certification.json"):
     shard = ("--attack", folder / "attack.csv", "--first", "0", "--last", str(IMAGES))
-    return command("certify", folder, data, "certification.json", output, *shard)
+    return command("certify", folder, data, spec, output, *shard)
 
 
 def test_killed_by_force_it_goes_on_and_the_verdicts_are_the_same(attacked):
@@ -94,6 +95,30 @@ def test_killed_by_force_it_goes_on_and_the_verdicts_are_the_same(attacked):
         found = table["index"][table["refuted_by"].isin(("attack", "complete"))]
         assert points["index"].tolist() == found.tolist()
         assert len(points["points"]) == len(found)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_with_compiled_kernels_bounds_prove_the_same_and_the_record_says_so(attacked, tmp_path, compiler):
+    if compiler and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    folder, data = attacked
+    by_bounds = []
+    for name in ("plain", "compiled"):
+        spec = json.loads((folder / "certification.json").read_text())
+        spec |= {"compile": name == "compiled", "stages": ["interval", "crown-ibp", "crown", "alpha-crown"]}
+        (folder / f"{name}-{compiler}.spec").write_text(json.dumps(spec))
+        again = certification(folder, data, f"{name}-{compiler}.csv", f"{name}-{compiler}.spec")
+        environment = os.environ if compiler else os.environ | {"PATH": str(tmp_path)}
+        done = subprocess.run(again, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        lacking = name == "compiled" and not compiler
+        assert (
+            "kernels cannot be compiled here (is there a C++ compiler?); going on without" in done.stderr
+        ) == lacking
+        provenance = json.loads((folder / f"{name}-{compiler}.json").read_text())["provenance"]
+        assert provenance["compiled"] == (name == "compiled" and compiler)
+        by_bounds.append(verdicts.read(folder / f"{name}-{compiler}.csv", verdicts.COLUMNS)[0]["certified_by"].tolist())
+    assert by_bounds[0] == by_bounds[1] and sum(found == "crown" for found in by_bounds[0]) > 0
 
 
 def test_a_journal_of_another_shard_is_refused(attacked):
