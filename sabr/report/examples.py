@@ -48,6 +48,12 @@ def read(path: Path) -> pd.DataFrame:
     except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise SabrError(f"{path} is no archive of counterexamples; delete it and run again") from error
     plain = [{name: value if value.ndim else value.item() for name, value in line.items()} for line in lines]
+    for line in plain:
+        known = _CLASSES.get(str(line["dataset"]))
+        if known and not all(line[name] in range(len(known)) for name in ("label", "wrong")):
+            raise SabrError(
+                f"{path}: {line['dataset']} has no class {line['label']} or {line['wrong']}; delete it and run again"
+            )
     return pd.DataFrame(plain, columns=list(FIELDS))
 
 
