@@ -163,9 +163,9 @@ class _Relaxing(Walk):
             passed, constant = _replaced(values, where, *tables)
         self.constant = self.constant + constant.flatten()
         if rows.values.dim() == 2:
-            return rows._replace(values=passed.view(len(rows.image), -1))
+            return rows._replace(values=passed.reshape(len(rows.image), -1))
         count, channels, height, width = rows.values.shape
-        return rows._replace(values=passed.view(count, height, width, channels).permute(0, 3, 1, 2))
+        return rows._replace(values=passed.reshape(count, height, width, channels).permute(0, 3, 1, 2))
 
     def _windowed(
         self, rows: Rows, tables: Sequence[Tensor], shape: Sequence[int]
@@ -194,7 +194,7 @@ def _replaced(
     groups, together = values.shape[:2]
     seen = (t.index_select(0, where.flatten()).view(groups, 1, -1) for t in (lower_slope, difference, offset))
     lower_slope, difference, offset = seen
-    rows = values.view(groups, together, -1)
+    rows = values.reshape(groups, together, -1)
     falling = rows.clamp(max=0)
     constant = torch.bmm(falling, offset.transpose(1, 2))
     return rows.mul_(lower_slope).addcmul_(falling, difference), constant
