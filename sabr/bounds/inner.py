@@ -244,5 +244,5 @@ def _pixels(values: Tensor) -> Tensor:
 
 def _chunk(steps: Sequence[Step], shapes: Sequence[Sequence[int]], like: Tensor, memory: int) -> int:
     """How many neurons to bound at a time."""
-    # A twelfth: convolutions have copies of their own, and the heap keeps what other turns have freed (measured).
-    return min(at_a_time(8 * largest_row(steps, shapes) * like.element_size(), min(memory // 12, _ENOUGH)), 8192)
+    # A sixteenth: convolutions have copies of their own, and the heap keeps what other turns have freed (measured).
+    return min(at_a_time(8 * largest_row(steps, shapes) * like.element_size(), min(memory // 16, _ENOUGH)), 8192)
