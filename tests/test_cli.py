@@ -269,14 +269,6 @@ def test_files_that_cannot_be_verified_are_told(sabr_here, instance, tmp_path):
     told_here(verify(other), "weights that are not finite numbers")
 
 
-def test_limits_that_are_no_numbers_are_wrong_usage(sabr_here, tmp_path):
-    (tmp_path / "run").mkdir()
-    told_here(sabr_here("keep", tmp_path / "run", tmp_path / "kept", "--megabytes", "nan"), "--megabytes", code=2)
-    train = ("train", tmp_path / "run.json", "-o", tmp_path / "m.pt", "--history", tmp_path / "h.csv")
-    told_here(sabr_here(*train, "--save-minutes", "nan"), "--save-minutes", code=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
 @pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon"])
 def test_a_time_limit_that_is_none_is_wrong_usage(sabr_here, instance, timeout):
     network, holds, _ = instance

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import Checkpoint, DataFolder, Device, Output, SpecFile, Threads, a_file, a_number
+from sabr.cli.options import Checkpoint, DataFolder, Device, Output, SpecFile, Threads, a_file
 from sabr.errors import SabrError
 from sabr.files import sole_writer
 from sabr.settings import DATASETS
@@ -61,13 +61,7 @@ def train(
     threads: Threads = 1,
     device: Device = "auto",
     save_minutes: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            envvar="SABR_SAVE_MINUTES",
-            callback=a_number,
-            help="Minutes that may be lost when this is killed.",
-        ),
+        float, typer.Option(min=0, envvar="SABR_SAVE_MINUTES", help="Minutes that may be lost when this is killed.")
     ] = 10,
 ) -> None:
     """Train one network, or go on where a run that was stopped or killed left off.

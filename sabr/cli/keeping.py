@@ -6,14 +6,13 @@ from typing import Annotated
 import typer
 
 from sabr.cli.app import app
-from sabr.cli.options import a_number
 
 
 @app.command()
 def keep(
     run: Annotated[Path, typer.Argument(help="Folder of a scale's results, finished.")],
     destination: Annotated[Path, typer.Argument(help="Folder to keep it in; a run kept there before is replaced.")],
-    megabytes: Annotated[float, typer.Option(min=0, callback=a_number, help="What all of it may take.")] = 40,
+    megabytes: Annotated[float, typer.Option(min=0, help="What all of it may take.")] = 40,
     partial: Annotated[bool, typer.Option(help="Leave out networks that have no verdicts yet.")] = False,
 ) -> None:
     """Keep what is worth keeping of a finished run: all but counterexamples, and as many weights as fit."""

@@ -1,6 +1,5 @@
 """What several commands ask for: their common options, each said once."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +16,6 @@ def a_file(value: Path | list[Path] | None) -> Path | list[Path] | None:
     for path in value if isinstance(value, list) else [value]:
         if path is not None and (not path.name or path.is_dir()):
             raise typer.BadParameter(f"{path} is a folder; name a file")
-    return value
-
-
-def a_number(value: float) -> float:
-    """Refuse what no limit can be compared with."""
-    if math.isnan(value):
-        raise typer.BadParameter("nan is no number")
     return value
 
 
