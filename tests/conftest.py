@@ -25,8 +25,16 @@ def pytest_configure():
 
 
 # The files that take minutes, longest first: whoever gets one of them last lets the other worker wait.
-LONG = [f"workflow/test_{name}.py" for name in ("workflow", "crashes", "reference", "slurm", "together", "many_jobs")]
-LONG[1:1] = ["bounds/test_oracle.py"]
+LONG = [
+    "workflow/test_workflow.py",
+    "bounds/test_oracle.py",
+    "workflow/test_crashes.py",
+    "workflow/test_reference.py",
+    "workflow/test_slurm.py",
+    "training/test_resume.py",
+    "workflow/test_together.py",
+    "workflow/test_many_jobs.py",
+]
 
 
 def pytest_collection_modifyitems(items):

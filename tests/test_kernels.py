@@ -9,7 +9,7 @@ import pytest
 COMPARE = """
 import torch
 from sabr.bounds.boxes import Box, ball
-from sabr.bounds.inner import crown_inputs
+from sabr.bounds import inner
 from sabr.bounds.interval import propagate
 from sabr.kernels import alike, compile_kernels
 from sabr.networks.affine import clean_pass, folded_steps
@@ -39,10 +39,19 @@ def sums():
 
 @torch.no_grad()
 def inner_bounds():
-    # Windows and whole maps, neurons that share a window, and such that do not.
+    # Windows that four neurons share, and whole maps.
+    turns, shared = inner._turns, set()
+    def noted(*arguments):
+        for own, together in turns(*arguments):
+            shared.add(together)
+            yield own, together
+    inner._turns = noted
     steps = folded_steps(build(ARCHITECTURES["cnn-small"], DATASETS["cifar10"], seed=0).eval())[:-1]
     box = ball(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 0.02)
-    return [end for bound in crown_inputs(steps, box, propagate(steps, box).relu_inputs, memory=2**28) for end in bound]
+    found = inner.crown_inputs(steps, box, propagate(steps, box).relu_inputs, memory=2**28)
+    inner._turns = turns
+    assert shared == {1, inner._GROUP}, shared
+    return [end for bound in found for end in bound]
 
 before, bounds = gradients(), inner_bounds()
 if not compile_kernels():

@@ -157,10 +157,13 @@ class _Relaxing(Walk):
 
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
         values, where, tables = self._windowed(rows, self.lines[number], shape)
-        if rows.corner is None and not compiles():
+        # Operation by operation, other ones are faster than those that make the best compiled loop.
+        if compiles():
+            passed, constant = _replaced_at_once(values, where, *tables)
+        elif rows.corner is None:
             passed, constant = _replaced_by_image(values.flatten(1), rows.image, *tables)
         else:
-            passed, constant = _replaced(values, where, *tables)
+            passed, constant = _replaced_in_windows(values, where, *tables)
         self.constant = self.constant + constant.flatten()
         if rows.values.dim() == 2:
             return rows._replace(values=passed.reshape(len(rows.image), -1))
@@ -184,13 +187,10 @@ class _Relaxing(Walk):
         return values.reshape(*where.shape[:1], self.together, where.shape[1], -1), where, list(tables)
 
 
-def _replaced(
+def _replaced_in_windows(
     values: Tensor, where: Tensor, lower_slope: Tensor, difference: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rows of outputs as rows of inputs, which may overwrite them, and what that adds to their constants (G, T)."""
-    # Operation by operation, other ones are faster than those that make the best loop.
-    if compiles():
-        return _replaced_at_once(values, where, lower_slope, difference, offset)
+    """As `_replaced_at_once`; overwrites the rows."""
     groups, together = values.shape[:2]
     seen = (t.index_select(0, where.flatten()).view(groups, 1, -1) for t in (lower_slope, difference, offset))
     lower_slope, difference, offset = seen
@@ -204,6 +204,7 @@ def _replaced(
 def _replaced_at_once(
     values: Tensor, where: Tensor, lower_slope: Tensor, difference: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Rows of outputs as rows of inputs, and what that adds to their constants (G, T); parameters of `_windowed`."""
     falling = values.clamp(max=0)
     lower_slope, difference, offset = (t[where].unsqueeze(1) for t in (lower_slope, difference, offset))
     return values * lower_slope + falling * difference, (falling * offset).sum((2, 3))

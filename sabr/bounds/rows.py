@@ -191,6 +191,7 @@ class Walk:
                 parts = []
                 for path in reversed(step.paths):
                     inner = input_shapes(path, shape)
+                    # A path that ends with a ReLU may overwrite what the others start from.
                     own = rows._replace(values=rows.values.clone())
                     parts.append(whole(self.back(path, own, inner), shape).values)
                 return Rows(torch.stack(parts).sum(0), rows.image, None)

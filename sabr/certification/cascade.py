@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,11 +172,11 @@ def certify(
     deadline = float("inf") if spec.shard_minutes is None else time.monotonic() + 60 * spec.shard_minutes
     shard = Shard(list(steps), regions, labels, list(numbers), spec, record, spend, lambda: time.monotonic() > deadline)
     memory = spec.memory_mb * 10**6
-    alpha: dict[str, Any] = {"iterations": spec.alpha.iterations, "rate": spec.alpha.learning_rate}
-    native = NativeEngine(shard.doubled, **alpha, memory=memory)
+    iterations, rate = spec.alpha.iterations, spec.alpha.learning_rate
+    native = NativeEngine(shard.doubled, iterations=iterations, rate=rate, memory=memory)
     engine: Engine = native
     if spec.engine == "auto_lirpa":
-        engine = AutoLirpaEngine(shard.doubled, **alpha, shape=regions.lower.shape[1:])
+        engine = AutoLirpaEngine(shard.doubled, iterations=iterations, rate=rate, shape=regions.lower.shape[1:])
     for stage in spec.stages:
         entered, before, started = int(shard.open.sum()), shard.count(), time.perf_counter()
         if entered and not shard.stop():

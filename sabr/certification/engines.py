@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -197,10 +197,9 @@ class AutoLirpaEngine:
     """
 
     def __init__(self, steps: Sequence[Step], *, iterations: int, rate: float, shape: Sequence[int]) -> None:
-        self.steps, self.shape = cast(steps, torch.float32), shape
-        self._alpha: dict[str, Any] = {"alpha_iterations": iterations, "alpha_rate": rate}
-        self._doubled = cast(steps, torch.float64)
-        self._single = BoundedNetwork(self.steps, shape, **self._alpha)
+        self.steps, self._doubled = cast(steps, torch.float32), cast(steps, torch.float64)
+        self._bounded = partial(BoundedNetwork, input_shape=shape, alpha_iterations=iterations, alpha_rate=rate)
+        self._single = self._bounded(self.steps)
         self._double: BoundedNetwork | None = None
 
     def margins(
@@ -213,7 +212,7 @@ class AutoLirpaEngine:
         close = (~proved & (lower > 0)).any(1)
         if bool(close.any()):
             if self._double is None:
-                self._double = BoundedNetwork(self._doubled, self.shape, **self._alpha)
+                self._double = self._bounded(self._doubled)
             ends, own = Box(box.lower[close].double(), box.upper[close].double()), labels[close]
             again = self._double.margin_lower_bounds(ends, own, method=stage)
             with torch.no_grad():

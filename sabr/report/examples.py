@@ -50,10 +50,9 @@ def read(path: Path) -> pd.DataFrame:
     plain = [{name: value if value.ndim else value.item() for name, value in line.items()} for line in lines]
     for line in plain:
         known = _CLASSES.get(str(line["dataset"]))
-        if known and not all(line[name] in range(len(known)) for name in ("label", "wrong")):
-            raise SabrError(
-                f"{path}: {line['dataset']} has no class {line['label']} or {line['wrong']}; delete it and run again"
-            )
+        for number in (line["label"], line["wrong"]):
+            if known and number not in range(len(known)):
+                raise SabrError(f"{path}: {line['dataset']} has no class {number}; delete it and run again")
     return pd.DataFrame(plain, columns=list(FIELDS))
 
 
