@@ -100,8 +100,8 @@ def main() -> None:
 
 def specification(setting: str) -> CertificationSpec:
     """How the default scale certifies a setting."""
-    changes = {"overrides": {"run": {"settings": [setting], "methods": ["sabr"], "lambda_sweep": None}}}
-    plan = resolve(read_yaml(ROOT / "config/config.yaml") | changes, ROOT / "config")
+    asked = {"settings": [setting], "methods": ["sabr"], "lambda_sweep": None, "comparisons": {}}
+    plan = resolve(read_yaml(ROOT / "config/config.yaml") | {"overrides": {"run": asked}}, ROOT / "config")
     return plan.main[0].certification
 
 
@@ -168,13 +168,14 @@ def alpha_crown(
     target: float | Tensor,
     least_gain: float | None = None,
 ) -> Tensor:
-    """Optimised slopes of the last backward pass of what CROWN leaves below the target; CROWN's inner bounds."""
+    """Optimised slopes of the last backward pass, until above the target, as the engine does; CROWN's inner bounds."""
     inner = crown_inputs(steps[:-1], box, propagate(steps[:-1], box).relu_inputs, memory=MEMORY)
-    lower, rows = crown_margins(steps, box, inner, labels, memory=MEMORY), margin_rows(steps[-1], labels)
+    rows = margin_rows(steps[-1], labels)
+    lower = torch.empty_like(rows[1])
     target = torch.as_tensor(target).expand_as(lower)
     unstable = [int(((b.lower < 0) & (b.upper > 0)).flatten(1).sum(1).amax()) for b in inner]
     each = bytes_of_a_query(steps[:-1], box.lower.shape[1:], unstable, rows[1])
-    pairs = torch.nonzero(lower <= target)
+    pairs = torch.nonzero(torch.ones_like(lower, dtype=torch.bool))
     for image, margin in (part.unbind(1) for part in torch.split(pairs, at_a_time(each, MEMORY)) if len(part)):
         problem = unroll_each(steps[:-1], box, *rows, inner, image, margin)
         lines, own = lines_of(problem), target[image, margin].unsqueeze(1)

@@ -190,6 +190,8 @@ def _unit(passed: Passed) -> Tensor:
 def _better(new: Optimised, old: Optimised, open_: Tensor) -> Optimised:
     """The better one of each query that is still open: what a query gets does not depend on those beside it."""
     improved = (new.passed.lower > old.passed.lower) & open_
+    if bool(improved.all()):
+        return new
     mask = improved.unsqueeze(2)
 
     def pick(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -234,7 +236,7 @@ class _Adam:
 
         def moved(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: float | Tensor) -> Any:
             return [
-                None if v is None or g is None else v + rate * self.direction(f"{name}{i}", g)
+                None if v is None or g is None else self.direction(f"{name}{i}", g).mul_(rate).add_(v)
                 for i, (v, g) in enumerate(zip(values, up, strict=True))
             ]
 
@@ -250,4 +252,4 @@ class _Adam:
         mean = self.means[name].lerp_(slope, 1 - _MOMENTUM)
         square = self.squares[name].lerp_(slope * slope, 1 - _SQUARES)
         unbiased = (square / (1 - _SQUARES**self.count)).sqrt_().add_(_TINY)
-        return mean / (1 - _MOMENTUM**self.count) / unbiased
+        return (mean / (1 - _MOMENTUM**self.count)).div_(unbiased)

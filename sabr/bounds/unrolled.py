@@ -10,7 +10,7 @@ from sabr.bounds.boxes import Box
 from sabr.bounds.dual import AtReLUBackward, AtReLUForward
 from sabr.bounds.interval import Centred
 from sabr.bounds.rows import flat, input_shapes, unflat
-from sabr.networks.steps import ConvolutionStep, LinearStep, ReLUStep, Step, SumStep
+from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, Step, SumStep
 from sabr.networks.walks import relu_prefixes
 
 
@@ -24,6 +24,27 @@ class Neurons(NamedTuple):
     active: Tensor
 
 
+class Placed(NamedTuple):
+    """A step where it stands in a network.
+
+    Attributes
+    ----------
+    step
+        The step itself.
+    shape
+        Of one of its inputs.
+    bias
+        (F,) what it adds to each output, in the order of `flat`; None: nothing, or what others must say.
+    paths
+        Those of a sum.
+    """
+
+    step: Step
+    shape: tuple[int, ...]
+    bias: Tensor | None
+    paths: tuple[Sequence["Placed"], ...]
+
+
 class Unrolled(NamedTuple):
     """Minimise functions of a network's output over each of N boxes, by passes through its own steps.
 
@@ -33,8 +54,10 @@ class Unrolled(NamedTuple):
     ----------
     steps
         A folded network up to a vector, without gradients.
-    shape
-        Of one input.
+    placed
+        The same, where they stand.
+    shape, hidden
+        Of one input, and of one output.
     box
         (N, D) ends of the boxes, in the order of `flat`.
     layers
@@ -46,7 +69,9 @@ class Unrolled(NamedTuple):
     """
 
     steps: Sequence[Step]
+    placed: Sequence[Placed]
     shape: tuple[int, ...]
+    hidden: tuple[int, ...]
     box: Box
     layers: list[Neurons]
     relus: list[int]
@@ -68,13 +93,13 @@ class Unrolled(NamedTuple):
     def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]:
         """As `sabr.bounds.dual.Problem.pull`."""
         count, queries, _ = self.objective.shape
-        rows = unflat(self.objective.flatten(0, 1), input_shapes(self.steps, self.shape)[-1])
-        rows, constant = self._back(self.steps, self.shape, rows, self.constant, list(self.relus), at_relu)
+        rows = unflat(self.objective.flatten(0, 1), self.hidden)
+        rows, constant = self._back(self.placed, rows, self.constant, list(self.relus), at_relu)
         return flat(rows).reshape(count, queries, self.box.lower.shape[1]), constant
 
     def push(self, points: Tensor, at_relu: AtReLUForward) -> Tensor:
         """As `sabr.bounds.dual.Problem.push`."""
-        values = self._forward(self.steps, unflat(points.flatten(0, 1), self.shape), iter(self.relus), at_relu)
+        values = self._forward(self.placed, unflat(points.flatten(0, 1), self.shape), iter(self.relus), at_relu)
         return (flat(values).view_as(self.objective) * self.objective).sum(2) + self.constant
 
     def inner(self, number: int, weight: Tensor) -> "Unrolled":
@@ -84,8 +109,15 @@ class Unrolled(NamedTuple):
         places = layer.places.unsqueeze(1).expand(-1, weight.shape[1], -1)
         objective.scatter_add_(2, places, weight * layer.real.unsqueeze(1))
         constant = weight.new_zeros(weight.shape[:2])
+        placed, hidden = _place(prefix.steps, self.shape, weight)
         return self._replace(
-            steps=prefix.steps, layers=self.layers[:number], relus=prefix.relus, objective=objective, constant=constant
+            steps=prefix.steps,
+            placed=placed,
+            hidden=hidden,
+            layers=self.layers[:number],
+            relus=prefix.relus,
+            objective=objective,
+            constant=constant,
         )
 
     def offsets(self) -> list[Tensor]:
@@ -107,34 +139,34 @@ class Unrolled(NamedTuple):
 
     def _back(
         self,
-        steps: Sequence[Step],
-        shape: Sequence[int],
+        placed: Sequence[Placed],
         rows: Tensor,
         constant: Tensor,
         numbers: list[int],
         at_relu: AtReLUBackward,
     ) -> tuple[Tensor, Tensor]:
         """Rows (N * Q, ...) of some steps' output as rows of their input; takes from the end of `numbers`."""
-        for step, own in zip(reversed(steps), reversed(input_shapes(steps, shape)[:-1]), strict=True):
+        # What was made on the way may be overwritten; what came in belongs to others.
+        made = False
+        for step, shape, bias, paths in reversed(placed):
             if isinstance(step, ReLUStep):
                 number = numbers.pop()
                 layer = self.layers[number]
                 values = flat(rows).view(*constant.shape, layer.active.shape[2])
                 places = layer.places.unsqueeze(1).expand(-1, values.shape[1], -1)
-                down, more = at_relu(number, values.gather(2, places) * layer.real.unsqueeze(1))
+                down, more = at_relu(number, values.gather(2, places).mul_(layer.real.unsqueeze(1)))
                 constant = constant + more
-                rows = unflat((values * layer.active).scatter_add_(2, places, down).flatten(0, 1), own)
+                kept = values.mul_(layer.active) if made else values * layer.active
+                rows = unflat(kept.scatter_add_(2, places, down).flatten(0, 1), shape)
             elif isinstance(step, SumStep):
-                paths = [
-                    self._back(path, own, rows, torch.zeros_like(constant), numbers, at_relu)
-                    for path in reversed(step.paths)
-                ]
-                rows = torch.stack([values for values, _ in paths]).sum(0)
-                constant = constant + torch.stack([more for _, more in paths]).sum(0)
+                each = [self._back(p, rows, torch.zeros_like(constant), numbers, at_relu) for p in reversed(paths)]
+                rows = torch.stack([values for values, _ in each]).sum(0)
+                constant = constant + torch.stack([more for _, more in each]).sum(0)
             else:
-                offset = flat(step.apply(rows.new_zeros(1, *own)))
-                constant = constant + torch.mv(flat(rows), offset[0]).view_as(constant)
-                rows = step.pull(rows, own)
+                if bias is not None:
+                    constant = constant + torch.mv(flat(rows), bias).view_as(constant)
+                rows = step.pull(rows, shape)
+            made = made or not isinstance(step, FlattenStep)
         return rows, constant
 
     def _biases(
@@ -151,22 +183,45 @@ class Unrolled(NamedTuple):
                 values = step.apply(values)
         return values
 
-    def _forward(self, steps: Sequence[Step], values: Tensor, numbers: Iterator[int], at_relu: AtReLUForward) -> Tensor:
-        for step in steps:
+    def _forward(
+        self, placed: Sequence[Placed], values: Tensor, numbers: Iterator[int], at_relu: AtReLUForward
+    ) -> Tensor:
+        """Values (N * Q, ...) at some steps' output, of those at their input."""
+        made = False
+        for step, _, _, paths in placed:
             if isinstance(step, ReLUStep):
                 number = next(numbers)
                 layer, shape = self.layers[number], values.shape[1:]
                 inputs = flat(values).view(*self.constant.shape, layer.active.shape[2])
                 places = layer.places.unsqueeze(1).expand(-1, inputs.shape[1], -1)
                 outputs = at_relu(number, inputs.gather(2, places)) * layer.real.unsqueeze(1)
-                values = unflat((inputs * layer.active).scatter_add_(2, places, outputs).flatten(0, 1), shape)
+                kept = inputs.mul_(layer.active) if made else inputs * layer.active
+                values = unflat(kept.scatter_add_(2, places, outputs).flatten(0, 1), shape)
             elif isinstance(step, SumStep):
-                values = torch.stack([self._forward(path, values, numbers, at_relu) for path in step.paths]).sum(0)
+                values = torch.stack([self._forward(path, values, numbers, at_relu) for path in paths]).sum(0)
             elif isinstance(step, ConvolutionStep):
                 values = step.apply_by_pixel(values)
             else:
                 values = step.apply(values)
+            made = made or not isinstance(step, FlattenStep)
         return values
+
+
+def _place(steps: Sequence[Step], shape: tuple[int, ...], like: Tensor) -> tuple[list[Placed], tuple[int, ...]]:
+    """Steps where they stand behind a shape, and the shape behind them."""
+    placed = []
+    for step in steps:
+        bias = None
+        paths = [_place(path, shape, like) for path in step.paths] if isinstance(step, SumStep) else []
+        if paths:
+            after = paths[0][1]
+        else:
+            zero = step.apply(like.new_zeros(1, *shape))
+            after = tuple(zero.shape[1:])
+            bias = flat(zero)[0] if zero.any() else None
+        placed.append(Placed(step, shape, bias, tuple(path for path, _ in paths)))
+        shape = after
+    return placed, shape
 
 
 def unroll(
@@ -192,7 +247,9 @@ def unroll(
             )
         )
     ends = Box(flat(box.lower), flat(box.upper))
-    return Unrolled(steps, tuple(box.lower.shape[1:]), ends, layers, list(range(len(layers))), weight, constant)
+    shape = tuple(box.lower.shape[1:])
+    placed, hidden = _place(steps, shape, weight)
+    return Unrolled(steps, placed, shape, hidden, ends, layers, list(range(len(layers))), weight, constant)
 
 
 def unroll_each(
