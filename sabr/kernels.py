@@ -3,7 +3,7 @@
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -13,6 +13,8 @@ from torch import Tensor
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _process = {"compiles": False}
+# To call what is compiled takes about as long as some operations on so many values (measured).
+_FEW = 2**15
 
 
 def compile_kernels() -> bool:
@@ -53,18 +55,29 @@ def compile_if(asked: bool) -> bool:
 
 
 def kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Make a function of tensors a kernel: it must not change its arguments, nor branch on values."""
+    """Make a function of tensors a kernel: it must not change its arguments, nor branch on values.
+
+    Few values are computed operation by operation even where kernels are compiled: that is faster.
+    """
     compiled: list[Callable[_Arguments, _Result]] = []
 
     @wraps(function)
     def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        if not _process["compiles"]:
+        if not _process["compiles"] or not _many(arguments):
             return function(*arguments, **named)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=True))
         return compiled[0](*arguments, **named)
 
     return call
+
+
+def _many(arguments: Iterable[object]) -> bool:
+    """Whether a tensor among them, or in a list among them, is large."""
+    return any(
+        argument.numel() >= _FEW if isinstance(argument, Tensor) else isinstance(argument, list) and _many(argument)
+        for argument in arguments
+    )
 
 
 def alike(*tensors: Tensor) -> list[Tensor]:

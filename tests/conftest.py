@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sabr.data.datasets import load, prepare
+from sabr.data.datasets import load
+from sabr.data.preparing import prepare
 from sabr.networks.affine import clean_pass, folded_steps
 from sabr.networks.architectures import build
 from sabr.settings import ARCHITECTURES, DATASETS

@@ -10,7 +10,11 @@ COMPARE = """
 import torch
 from sabr.bounds.boxes import Box, ball
 from sabr.bounds import inner
-from sabr.bounds.interval import propagate
+from sabr.bounds.dual import lines_of, start_of
+from sabr.bounds.interval import margin_rows, propagate
+from sabr.bounds.optimise import optimise
+from sabr.bounds.unrolled import unroll, unroll_each
+from sabr import kernels
 from sabr.kernels import alike, compile_kernels
 from sabr.networks.affine import clean_pass, folded_steps
 from sabr.networks.architectures import build
@@ -18,6 +22,7 @@ from sabr.settings import ARCHITECTURES, DATASETS
 from sabr.training.regularisers import _stable_sums, warmup_regulariser
 
 torch.set_num_threads(1)
+kernels._FEW = 0
 
 def gradients():
     network = build(ARCHITECTURES["cnn-tiny"], DATASETS["cifar10"], seed=0).to(memory_format=torch.channels_last)
@@ -38,22 +43,29 @@ def sums():
     return _stable_sums(alike(*box), box[0].mean())[1:], _stable_sums(alike(*exact), exact[0].mean())[1:]
 
 @torch.no_grad()
-def inner_bounds():
-    # Windows that four neurons share, and whole maps.
+def bounds():
+    # By CROWN, windows that four neurons share, and whole maps; by alpha-CROWN, with all queries of an image and by one.
     turns, shared = inner._turns, set()
     def noted(*arguments):
         for own, together in turns(*arguments):
             shared.add(together)
             yield own, together
     inner._turns = noted
-    steps = folded_steps(build(ARCHITECTURES["cnn-small"], DATASETS["cifar10"], seed=0).eval())[:-1]
+    *steps, last = folded_steps(build(ARCHITECTURES["cnn-small"], DATASETS["cifar10"], seed=0).eval())
     box = ball(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 0.02)
     found = inner.crown_inputs(steps, box, propagate(steps, box).relu_inputs, memory=2**28)
     inner._turns = turns
     assert shared == {1, inner._GROUP}, shared
-    return [end for bound in found for end in bound]
+    rows = margin_rows(last, torch.tensor([0, 1]))
+    pairs = torch.tensor([0, 0, 1]), torch.tensor([0, 5, 8])
+    best = []
+    for problem in (unroll(steps, box, *rows, found), unroll_each(steps, box, *rows, found, *pairs)):
+        lines = lines_of(problem)
+        options = {"iterations": 3, "rate": 0.25, "target": float("inf")}
+        best.append(optimise(problem, lines, start_of(problem, lines), **options).passed.lower)
+    return [end for bound in found for end in bound] + best
 
-before, bounds = gradients(), inner_bounds()
+before, expected = gradients(), bounds()
 if not compile_kernels():
     print("no compiler")
 else:
@@ -61,7 +73,7 @@ else:
     assert before.keys() == after.keys()
     for name, one in before.items():
         torch.testing.assert_close(after[name], one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
-    for one, other in zip(inner_bounds(), bounds, strict=True):
+    for one, other in zip(bounds(), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
     for one, exact in zip(*sums(), strict=True):
         torch.testing.assert_close(one.double(), exact.double(), rtol=1e-5, atol=0)

@@ -19,7 +19,7 @@ import torchvision
 import yaml
 from onnx import TensorProto, helper
 
-from sabr.data import datasets, download, sources
+from sabr.data import datasets, download, preparing, sources
 from sabr.errors import SabrError
 from sabr.files import checksum, write_json
 from sabr.layers import read_yaml
@@ -62,7 +62,7 @@ def test_nothing_runs_unpickles_or_unpacks_what_it_is_given(tmp_path):
     assert found_by_ruff(*CODE) == []
     # One class reads CIFAR-10's pickles, and makes arrays only: see `test_a_pickle_of_a_download_...`.
     named = [path for path in CODE if re.search(r"pickle\.(?!UnpicklingError)|from pickle", path.read_text())]
-    assert named == [ROOT / "sabr" / "data" / "datasets.py"]
+    assert named == [ROOT / "sabr" / "data" / "preparing.py"]
     assert re.findall(r"pickle\.\w+", named[0].read_text()).count("pickle.Unpickler") == 1
 
 
@@ -126,12 +126,12 @@ def test_a_file_of_tensors_that_holds_code_is_refused_and_the_code_not_run(tmp_p
 def test_a_pickle_of_a_download_makes_arrays_and_calls_nothing(tmp_path):
     mark = tmp_path / "mark"
     with pytest.raises(SabrError, match="a pickle asks for posix.mkdir"):
-        datasets.unpickle(pickle.dumps(Evil(mark)))
+        preparing.unpickle(pickle.dumps(Evil(mark)))
     for function in (os.system, eval, getattr, np.load, subprocess.Popen, __import__):
         with pytest.raises(SabrError, match="a pickle asks for"):
-            datasets.unpickle(pickle.dumps({"data": function}))
+            preparing.unpickle(pickle.dumps({"data": function}))
     assert not mark.exists()
-    assert datasets.unpickle(pickle.dumps({"data": np.arange(3), "labels": [1]}))["data"].tolist() == [0, 1, 2]
+    assert preparing.unpickle(pickle.dumps({"data": np.arange(3), "labels": [1]}))["data"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("place", ["../secret", "/{}/secret", "link"])

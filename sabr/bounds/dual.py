@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sabr.bounds.boxes import Box
 from sabr.bounds.crown import relax as triangle
+from sabr.kernels import kernel
 
 # At ReLU layer `number`, of the outputs' coefficients (N, Q, U): the inputs' ones, and what the constant gains, (N, Q).
 AtReLUBackward = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -288,9 +289,7 @@ def backward(
         if cut is not None and mu is not None:
             own = own + _spread(mu, cut.z_weight, cut, own.shape[2])
         coefficients[number] = own
-        falling = own.clamp(max=0)
-        down = (own - falling).mul_(multipliers.alpha[number]).addcmul_(falling, line.upper_slope)
-        constant = falling.mul_(line.upper_offset).sum(2)
+        down, constant = _weighed(own, multipliers.alpha[number], line.upper_slope, line.upper_offset)
         if line.sign is not None and multipliers.beta is not None:
             down = down - line.sign * multipliers.beta[number]
         if cut is not None and mu is not None:
@@ -330,9 +329,7 @@ def gradient(
 
     def at_relu(number: int, y: Tensor) -> Tensor:
         line, own = lines[number], passed.coefficients[number]
-        # Alpha y where weighed positively, else the upper line; lerp is exact at both ends, and faster than where.
-        z = torch.addcmul(line.upper_offset, line.upper_slope, y).lerp_(multipliers.alpha[number] * y, (own > 0).to(y))
-        alpha[number] = own.clamp(min=0).mul_(y).mul_(line.free)
+        z, alpha[number] = _evaluated(y, own, multipliers.alpha[number], line.upper_slope, line.upper_offset, line.free)
         if line.sign is not None:
             beta[number] = -line.sign * y
         cut = None if cuts is None else cuts[number]
@@ -341,6 +338,24 @@ def gradient(
 
     problem.push(passed.point, at_relu)
     return Multipliers(alpha, None if multipliers.beta is None else beta, None if multipliers.mu is None else mu)
+
+
+@kernel
+def _weighed(own: Tensor, alpha: Tensor, upper_slope: Tensor, upper_offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of relaxed ReLUs' outputs as those of their inputs, and what the constant gains."""
+    falling = own.clamp(max=0)
+    down = (own - falling).mul_(alpha).addcmul_(falling, upper_slope)
+    return down, falling.mul_(upper_offset).sum(2)
+
+
+@kernel
+def _evaluated(
+    y: Tensor, own: Tensor, alpha: Tensor, upper_slope: Tensor, upper_offset: Tensor, free: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Relaxed ReLUs at y, where their outputs are weighed with `own`; and the gradient of alpha."""
+    # On the lower line where weighed positively, else on the upper one: lerp is exact at both ends, and beats where.
+    z = torch.addcmul(upper_offset, upper_slope, y).lerp_(alpha * y, (own > 0).to(y.dtype))
+    return z, own.clamp(min=0).mul_(y).mul_(free)
 
 
 def _spread(mu: Tensor, weight: Tensor, cut: Cuts, size: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sabr.bounds.dual import Cuts, Lines, Multipliers, Passed, Relaxable, backward, gradient, projected
+from sabr.kernels import kernel
 
 # Adam's decay rates.
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.999, 1e-8
@@ -236,7 +237,7 @@ class _Adam:
 
         def moved(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: float | Tensor) -> Any:
             return [
-                None if v is None or g is None else self.direction(f"{name}{i}", g).mul_(rate).add_(v)
+                None if v is None or g is None else self.moved(f"{name}{i}", v, g, rate)
                 for i, (v, g) in enumerate(zip(values, up, strict=True))
             ]
 
@@ -246,10 +247,25 @@ class _Adam:
             None if at.mu is None or slopes.mu is None else moved("mu", at.mu, slopes.mu, own),
         )
 
-    def direction(self, name: str, slope: Tensor) -> Tensor:
-        if name not in self.means:
-            self.means[name], self.squares[name] = torch.zeros_like(slope), torch.zeros_like(slope)
-        mean = self.means[name].lerp_(slope, 1 - _MOMENTUM)
-        square = self.squares[name].lerp_(slope * slope, 1 - _SQUARES)
-        unbiased = (square / (1 - _SQUARES**self.count)).sqrt_().add_(_TINY)
-        return (mean / (1 - _MOMENTUM**self.count)).div_(unbiased)
+    def moved(self, name: str, value: Tensor, slope: Tensor, rate: float | Tensor) -> Tensor:
+        """One tensor, whose means have a name."""
+        mean, square = self.means.get(name), self.squares.get(name)
+        if mean is None or square is None:
+            mean, square = torch.zeros_like(slope), torch.zeros_like(slope)
+        # As tensors: a kernel would be compiled for each number anew.
+        rates = (
+            number if isinstance(number, Tensor) else value.new_full((), number)
+            for number in (rate, 1 - _MOMENTUM**self.count, 1 - _SQUARES**self.count)
+        )
+        value, self.means[name], self.squares[name] = _moved(value, slope, mean, square, *rates)
+        return value
+
+
+@kernel
+def _moved(
+    value: Tensor, slope: Tensor, mean: Tensor, square: Tensor, rate: Tensor, momentum: Tensor, squares: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adam's step: the new value, mean and mean square; `momentum` and `squares` correct those for their start at 0."""
+    mean, square = mean.lerp(slope, 1 - _MOMENTUM), square.lerp(slope * slope, 1 - _SQUARES)
+    direction = (mean / momentum).div_((square / squares).sqrt_().add_(_TINY))
+    return torch.addcmul(value, direction, rate), mean, square

@@ -21,7 +21,7 @@ def export(
     folder: DataFolder = Path("data"),
 ) -> None:
     """Write a network as ONNX and images' properties as VNN-LIB, with an instances.csv as in VNN-COMP."""
-    from sabr.certification.job import run_export
+    from sabr.certification.exchange import run_export
     from sabr.specs import CertificationSpec, read_spec
 
     run_export(model, read_spec(CertificationSpec, specification), output, folder, first, last)
@@ -37,7 +37,7 @@ def verify(
 ) -> None:
     """Answer sat, unsat or unknown for a property of any network; after sat a counterexample in VNN-COMP's format."""
     from sabr import machine
-    from sabr.certification.job import run_verification
+    from sabr.certification.exchange import run_verification
     from sabr.config import read_cascade
 
     machine.use(threads, "cpu")

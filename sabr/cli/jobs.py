@@ -25,7 +25,7 @@ def data(
     ] = None,
 ) -> None:
     """Fetch, check and decode a dataset; does nothing when it is there and whole."""
-    from sabr.data.datasets import prepare
+    from sabr.data.preparing import prepare
 
     prepare(DATASETS[dataset], folder, mirror=mirror)
 

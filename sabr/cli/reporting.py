@@ -241,6 +241,7 @@ def figure(
         "box-sizes": (functools.partial(gathering.read, "box-sizes"), study_figures.box_sizes),
         "eps-curve": (functools.partial(gathering.read, "eps-curve"), study_figures.eps_curve),
     }
+    _allowed(outputs, "a figure", style.FORMATS)
     read, draw = kinds[name]
     data = read(source)
     if methods:

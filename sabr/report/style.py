@@ -17,7 +17,7 @@ from sabr.methods import Strict
 from sabr.problems import checked
 
 _MPLSTYLE = Path(__file__).with_name("sabr.mplstyle")
-_FORMATS = ("pdf", "png")
+FORMATS = (".pdf", ".png")
 
 P = ParamSpec("P")
 
@@ -109,9 +109,8 @@ def save(figure: Figure, path: Path) -> None:
     SabrError
         When the suffix is neither .pdf nor .png, or the file cannot be written.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in _FORMATS:
-        raise SabrError(f"{path}: a figure cannot be written as {path.suffix!r}; name it .pdf or .png")
-    metadata = {"CreationDate": None} if kind == "pdf" else None
+    if path.suffix not in FORMATS:
+        raise SabrError(f"{path}: a figure cannot be written as {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
     with matplotlib.style.context(["default", _MPLSTYLE]), atomic(path) as temporary:
-        figure.savefig(temporary, format=kind, metadata=metadata)
+        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)

@@ -53,10 +53,13 @@ def run(
     ToBeContinued
         After SIGTERM or SIGINT; the state is saved.
     SabrError
-        When a file cannot be read or written, when the state belongs to another configuration, or when the loss is not
-        finite.
+        When a file cannot be read or written, or would overwrite another one, when the state belongs to another
+        configuration, or when the loss is not finite.
     """
     unfinished = output.with_suffix(".resume.pt")
+    own = (output, output.with_suffix(".json"), unfinished)
+    if history.resolve() in (path.resolve() for path in own):
+        raise SabrError(f"{output} and its companions would overwrite {history}; give it another name")
     for path in (output, history, unfinished):
         probe(path)
     machine.prefer_speed(spec.deterministic)

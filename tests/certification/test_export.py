@@ -8,7 +8,8 @@ import torch
 
 from sabr.bounds.boxes import ball
 from sabr.certification import verdicts
-from sabr.certification.job import run_attack, run_certification, run_export, run_verification
+from sabr.certification.exchange import run_export, run_verification
+from sabr.certification.job import run_attack, run_certification
 from sabr.config import read_cascade
 from sabr.data.batches import evaluation_images
 from sabr.data.datasets import load

@@ -12,7 +12,7 @@ from bounds.tasks import solved
 
 from sabr.bounds.boxes import Box
 from sabr.certification import properties
-from sabr.certification.job import run_verification
+from sabr.certification.exchange import run_verification
 from sabr.certification.verdicts import Verdict
 from sabr.config import read_cascade
 from sabr.networks.instances import read_counterexample, read_instance

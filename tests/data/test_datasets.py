@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sabr.data import datasets
-from sabr.data.datasets import load, prepare, unpickle
+from sabr.data import preparing
+from sabr.data.datasets import load
+from sabr.data.preparing import prepare, unpickle
 from sabr.data.sources import Originals
 from sabr.errors import SabrError
 from sabr.settings import DATASETS
@@ -37,7 +38,7 @@ def originals(monkeypatch):
         asked.append((name, downloads, mirror))
         return Originals(files, {"a": "b"}, "some check", "somewhere")
 
-    monkeypatch.setattr(datasets, "obtain", obtain)
+    monkeypatch.setattr(preparing, "obtain", obtain)
     return files, asked
 
 
@@ -188,7 +189,7 @@ def tiny_files(**changes):
 
 
 def test_tinyimagenet_is_decoded():
-    splits = datasets._decode_tinyimagenet(tiny_files(), DATASETS["tinyimagenet"])
+    splits = preparing._decode_tinyimagenet(tiny_files(), DATASETS["tinyimagenet"])
     assert splits["train"].labels.tolist() == [1, 0]  # the order of wnids.txt
     assert splits["test"].labels.tolist() == [1, 0]
     assert splits["train"].images.shape == (2, 3, 64, 64)
@@ -208,7 +209,7 @@ def test_tinyimagenet_is_decoded():
 )
 def test_bad_image_is_refused(data, problem):
     with pytest.raises(SabrError, match=rf"val/images/val_0\.JPEG {problem}"):
-        datasets._decode_tinyimagenet(tiny_files(**{"val/images/val_0.JPEG": data}), DATASETS["tinyimagenet"])
+        preparing._decode_tinyimagenet(tiny_files(**{"val/images/val_0.JPEG": data}), DATASETS["tinyimagenet"])
 
 
 def test_real_cifar10(real_mirror, tmp_path):

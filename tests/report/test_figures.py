@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from sabr.analysis import box_growth
+from sabr.cli import reporting
 from sabr.errors import SabrError
 from sabr.methods import METHODS
 from sabr.report import effort, figures, illustrations, records, stages, style
@@ -116,6 +117,13 @@ def test_saved_as_pdf_and_png(drawn: dict[str, Figure], tmp_path: Path) -> None:
     with pytest.raises(SabrError, match=r"\.svg"):
         style.save(drawn["box_growth"], tmp_path / "figure.svg")
     assert not list(tmp_path.glob("*.svg")) and not list(tmp_path.glob(".*"))
+
+
+def test_with_one_wrong_name_no_figure_is_written(tmp_path):
+    names = [tmp_path / "figure.png", tmp_path / "figure.svg"]
+    with pytest.raises(SabrError, match=r"figure\.svg: a figure cannot be written as '\.svg'; allowed: \.pdf, \.png"):
+        reporting.figure("accuracies", tmp_path / "records.csv", "title", names)
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_data_same_bytes(folders: list[Path], looks: style.Style, tmp_path: Path) -> None:

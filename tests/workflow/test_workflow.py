@@ -1,10 +1,8 @@
 """The whole workflow at the tiny scale on real images, in a path with spaces."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -256,45 +254,6 @@ def test_the_configured_mirror_is_asked_first_whatever_its_name(make_workflow, t
     assert f"mirror {mirror}: train-images-idx3-ubyte is truncated, corrupted or a different file" in told
     assert "SABR_MIRROR" in told
     assert not (workflow.folder / "x").exists()
-
-
-def test_killed_and_started_again_the_verdicts_are_the_same(make_workflow, finished):
-    workflow = make_workflow("killed")
-    fewer = {"run": {"methods": ["pgd", "ibp", "sabr"], "lambda_sweep": None, "comparisons": {}}}
-    target = "results/tiny/tables/table1.md"
-    command = [str(part) for part in workflow.command("--cores", "2", target, overrides=fewer)]
-    process = subprocess.Popen(
-        command,
-        cwd=workflow.folder,
-        env=workflow.environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(workflow.results.rglob("logs/train.log")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (workflow.folder / target).exists()
-    again = workflow.run("--cores", "1", target, overrides=fewer)
-    if again.returncode:
-        assert "--unlock" in again.stderr
-        assert workflow.run("--unlock", overrides=fewer).returncode == 0
-        again = workflow.run("--cores", "1", target, overrides=fewer)
-    assert again.returncode == 0, again.stderr[-3000:]
-    bounds = ("interval", "crown-ibp", "crown", "alpha-crown")
-    rows = [path.parent.relative_to(workflow.results) for path in workflow.results.rglob("verdicts.csv")]
-    assert len(rows) == 3
-    for row in rows:
-        one, two = (pd.read_csv(w.results / row / "attack.csv") for w in (finished, workflow))
-        pd.testing.assert_frame_equal(one, two)
-        # What the complete verifier decides within its time differs from run to run; what bounds decide does not.
-        one, two = (pd.read_csv(w.results / row / "verdicts.csv").drop(columns="seconds") for w in (finished, workflow))
-        assert one["certified_by"].isin(bounds).tolist() == two["certified_by"].isin(bounds).tolist()
-        decided = one["certified_by"].isin(bounds) | one["refuted_by"].isin(["quick-attack"]) | ~one["natural_correct"]
-        pd.testing.assert_frame_equal(one[decided], two[decided])
 
 
 def test_training_that_is_told_to_stop_is_continued_by_a_retry(make_workflow, finished):
