@@ -34,7 +34,7 @@ class Placed(NamedTuple):
     shape
         Of one of its inputs.
     bias
-        (F,) what it adds to each output, in the order of `flat`; None: nothing, or what others must say.
+        (F,) what it adds to each output, in the order of `flat`; None: nothing. What a sum adds, its paths say.
     paths
         Those of a sum.
     """

@@ -171,7 +171,7 @@ class TestDisjunctionsAndConjunctions:
         asked = [(row.tolist(), -float(row @ at) - 0.02) for row in rows]
         assert answer(steps, [Case(box, [asked])])[0] == "sat"
         # What the first one wants is impossible by now.
-        last = ((-rows[0]).tolist(), float(rows[0] @ at) + 0.03)
+        last = ((-rows[0]).tolist(), float(rows[0] @ at) + 0.08)
         assert answer(steps, [Case(box, [[*asked, last]])])[0] == "unsat"
 
     def test_each_of_several_boxes_has_its_own_answer(self, answer, net):
