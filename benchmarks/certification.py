@@ -7,9 +7,9 @@
 `bounds` measures CROWN (all inner bounds by CROWN) and alpha-CROWN in turns with auto_LiRPA's, which gets the same
 slopes to optimise: those of the last backward pass. Medians after one warm-up. auto_LiRPA gets batches of
 `--library-batch` images (it bounds what is unstable in any image of a batch in all of them: small batches are faster,
-and 16 images of a narrow CNN7 take more than 24 GB). "Until proved" is alpha-CROWN as the cascade has it: margins that
-CROWN proves are not optimised, the others until they are proved or hardly rise any more; "up to auto_LiRPA's" optimises
-each margin until its bound is above the one that auto_LiRPA found for it. `cascade` takes images that are classified
+and 16 images of a narrow CNN7 take more than 24 GB). "Until proved" optimises each margin until it is proved, which is
+at once for those that CROWN proves, or hardly rises any more, as the cascade does with those that it finds open; "up to
+auto_LiRPA's" until its bound is above the one that auto_LiRPA found for it. `cascade` takes images that are classified
 correctly through the default scale's stages, parts of them and several shards to see growth, and some of them alone
 through the complete verifier. `memory` bounds images of a CNN7 with random weights.
 """

@@ -69,7 +69,7 @@ def sole_writer(*paths: Path) -> Iterator[None]:
         to.
     """
     with contextlib.ExitStack() as held:
-        for path in paths:
+        for path in {os.path.abspath(path): path for path in paths}.values():
             held.enter_context(_sole_writer(path))
         yield
 

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -13,12 +14,12 @@ from torch import Tensor
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _process = {"compiles": False}
-# To call what is compiled takes about as long as some operations on so many values (measured).
+# To call what is compiled takes about as long as some operations on so many values (measured on a CPU).
 _FEW = 2**15
 
 
 def compile_kernels() -> bool:
-    """Compile all kernels of this process from now on, each at its first use.
+    """Compile all kernels of this process from now on, each at its first use on many values.
 
     A property of the process, as its number of threads is. The first use takes some seconds, and torch keeps what it
     compiled for later runs. Compiled kernels differ in the last digit from those that are not.
@@ -41,9 +42,20 @@ def compile_kernels() -> bool:
     return True
 
 
-def compiles() -> bool:
-    """Whether kernels of this process are compiled."""
-    return _process["compiles"]
+def compiles(*arguments: object) -> bool:
+    """Whether kernels of this process are compiled; with arguments: whether one that gets them is."""
+    return _process["compiles"] and (not arguments or _many(arguments))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compute operation by operation for a while: where seconds are charged to what is computed, not to compiling."""
+    before = _process["compiles"]
+    _process["compiles"] = False
+    try:
+        yield
+    finally:
+        _process["compiles"] = before
 
 
 def compile_if(asked: bool) -> bool:
@@ -63,7 +75,7 @@ def kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
 
     @wraps(function)
     def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        if not _process["compiles"] or not _many(arguments):
+        if not compiles(*arguments):
             return function(*arguments, **named)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=True))

@@ -77,6 +77,12 @@ else:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
     for one, exact in zip(*sums(), strict=True):
         torch.testing.assert_close(one.double(), exact.double(), rtol=1e-5, atol=0)
+    few, many = torch.zeros(10), torch.zeros(2**15)
+    kernels._FEW = 2**15
+    assert kernels.compiles(many) and kernels.compiles([few, many]) and not kernels.compiles(few, [few])
+    with kernels.uncompiled():
+        assert not kernels.compiles(many)
+    assert kernels.compiles()
     print("agree")
 """
 

@@ -158,7 +158,7 @@ class _Relaxing(Walk):
     def at_relu(self, number: int, rows: Rows, shape: Sequence[int]) -> Rows:
         values, where, tables = self._windowed(rows, self.lines[number], shape)
         # Operation by operation, other ones are faster than those that make the best compiled loop.
-        if compiles():
+        if compiles(values):
             passed, constant = _replaced_at_once(values, where, *tables)
         elif rows.corner is None:
             passed, constant = _replaced_by_image(values.flatten(1), rows.image, *tables)

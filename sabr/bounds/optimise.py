@@ -232,32 +232,33 @@ class _Adam:
 
     def step(self, at: Multipliers, slopes: Multipliers, rate: float, multiplier_rate: float) -> Multipliers:
         """One step up; multipliers of splits and cuts move in units of `unit`."""
+        if not at.alpha:
+            return at
         self.count += 1
-        own = multiplier_rate * self.unit if self.unit is not None else multiplier_rate
+        # As tensors: a kernel would be compiled for each number anew.
+        rates, *corrections = (
+            at.alpha[0].new_full((), number) for number in (rate, 1 - _MOMENTUM**self.count, 1 - _SQUARES**self.count)
+        )
+        own = rates.new_full((), multiplier_rate) if self.unit is None else multiplier_rate * self.unit
 
-        def moved(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: float | Tensor) -> Any:
+        def climb(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: Tensor) -> Any:
             return [
-                None if v is None or g is None else self.moved(f"{name}{i}", v, g, rate)
+                None if v is None or g is None else self._climb(f"{name}{i}", v, g, rate, corrections)
                 for i, (v, g) in enumerate(zip(values, up, strict=True))
             ]
 
         return Multipliers(
-            moved("alpha", at.alpha, slopes.alpha, rate),
-            None if at.beta is None or slopes.beta is None else moved("beta", at.beta, slopes.beta, own),
-            None if at.mu is None or slopes.mu is None else moved("mu", at.mu, slopes.mu, own),
+            climb("alpha", at.alpha, slopes.alpha, rates),
+            None if at.beta is None or slopes.beta is None else climb("beta", at.beta, slopes.beta, own),
+            None if at.mu is None or slopes.mu is None else climb("mu", at.mu, slopes.mu, own),
         )
 
-    def moved(self, name: str, value: Tensor, slope: Tensor, rate: float | Tensor) -> Tensor:
+    def _climb(self, name: str, value: Tensor, slope: Tensor, rate: Tensor, corrections: Sequence[Tensor]) -> Tensor:
         """One tensor, whose means have a name."""
         mean, square = self.means.get(name), self.squares.get(name)
         if mean is None or square is None:
             mean, square = torch.zeros_like(slope), torch.zeros_like(slope)
-        # As tensors: a kernel would be compiled for each number anew.
-        rates = (
-            number if isinstance(number, Tensor) else value.new_full((), number)
-            for number in (rate, 1 - _MOMENTUM**self.count, 1 - _SQUARES**self.count)
-        )
-        value, self.means[name], self.squares[name] = _moved(value, slope, mean, square, *rates)
+        value, self.means[name], self.squares[name] = _moved(value, slope, mean, square, rate, *corrections)
         return value
 
 

@@ -48,7 +48,7 @@ class Placed(NamedTuple):
 class Unrolled(NamedTuple):
     """Minimise functions of a network's output over each of N boxes, by passes through its own steps.
 
-    It answers what `sabr.bounds.dual.Problem` answers, and takes no memory but for the values of a pass.
+    It answers what `sabr.bounds.dual.Problem` answers, without matrices: by passes through the network itself.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Unrolled(NamedTuple):
         A folded network up to a vector, without gradients.
     placed
         The same, where they stand.
-    shape, hidden
+    shape, output_shape
         Of one input, and of one output.
     box
         (N, D) ends of the boxes, in the order of `flat`.
@@ -71,7 +71,7 @@ class Unrolled(NamedTuple):
     steps: Sequence[Step]
     placed: Sequence[Placed]
     shape: tuple[int, ...]
-    hidden: tuple[int, ...]
+    output_shape: tuple[int, ...]
     box: Box
     layers: list[Neurons]
     relus: list[int]
@@ -80,8 +80,8 @@ class Unrolled(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Memory of what is known of the ReLUs, and of the objective."""
-        tensors = [self.objective, *(t for layer in self.layers for t in layer)]
+        """Memory of what is known of the ReLUs, of the objective, and of biases."""
+        tensors = [self.objective, *(t for layer in self.layers for t in layer), *_biases(self.placed)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
@@ -93,7 +93,7 @@ class Unrolled(NamedTuple):
     def pull(self, at_relu: AtReLUBackward) -> tuple[Tensor, Tensor]:
         """As `sabr.bounds.dual.Problem.pull`."""
         count, queries, _ = self.objective.shape
-        rows = unflat(self.objective.flatten(0, 1), self.hidden)
+        rows = unflat(self.objective.flatten(0, 1), self.output_shape)
         rows, constant = self._back(self.placed, rows, self.constant, list(self.relus), at_relu)
         return flat(rows).reshape(count, queries, self.box.lower.shape[1]), constant
 
@@ -109,11 +109,11 @@ class Unrolled(NamedTuple):
         places = layer.places.unsqueeze(1).expand(-1, weight.shape[1], -1)
         objective.scatter_add_(2, places, weight * layer.real.unsqueeze(1))
         constant = weight.new_zeros(weight.shape[:2])
-        placed, hidden = _place(prefix.steps, self.shape, weight)
+        placed, output_shape = _place(prefix.steps, self.shape, weight)
         return self._replace(
             steps=prefix.steps,
             placed=placed,
-            hidden=hidden,
+            output_shape=output_shape,
             layers=self.layers[:number],
             relus=prefix.relus,
             objective=objective,
@@ -207,6 +207,14 @@ class Unrolled(NamedTuple):
         return values
 
 
+def _biases(placed: Sequence[Placed]) -> Iterator[Tensor]:
+    for step in placed:
+        if step.bias is not None:
+            yield step.bias
+        for path in step.paths:
+            yield from _biases(path)
+
+
 def _place(steps: Sequence[Step], shape: tuple[int, ...], like: Tensor) -> tuple[list[Placed], tuple[int, ...]]:
     """Steps where they stand behind a shape, and the shape behind them."""
     placed = []
@@ -248,8 +256,8 @@ def unroll(
         )
     ends = Box(flat(box.lower), flat(box.upper))
     shape = tuple(box.lower.shape[1:])
-    placed, hidden = _place(steps, shape, weight)
-    return Unrolled(steps, placed, shape, hidden, ends, layers, list(range(len(layers))), weight, constant)
+    placed, output_shape = _place(steps, shape, weight)
+    return Unrolled(steps, placed, shape, output_shape, ends, layers, list(range(len(layers))), weight, constant)
 
 
 def unroll_each(

@@ -19,6 +19,7 @@ from sabr.certification.preparation import Preparation, prepare
 from sabr.certification.subproblems import Search, Task
 from sabr.certification.verdicts import Verdict
 from sabr.errors import SabrError, first_line
+from sabr.kernels import uncompiled
 from sabr.networks.steps import LinearStep, Step, cast, forward
 from sabr.provenance import child_seed
 from sabr.specs import Cascade, Stage
@@ -296,6 +297,15 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
         memory=memory // 2,
     )
     waiting = shard.waiting()
+    with uncompiled():
+        _in_turns(shard, engine, waiting, preparation, settings)
+
+
+def _in_turns(
+    shard: Shard, engine: NativeEngine, waiting: list[int], preparation: Preparation, settings: Search
+) -> None:
+    """Images that wait for branch and bound, as many together as memory holds."""
+    memory = shard.spec.memory_mb * 10**6
     while waiting and not shard.stop():
         begun, tasks = time.perf_counter(), dict[int, Task]()
         while waiting and len(tasks) < _TOGETHER and sum(t.problem.bytes for t in tasks.values()) < memory // 4:

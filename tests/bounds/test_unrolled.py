@@ -1,5 +1,7 @@
 """Networks as they are, relaxed: bounds, coefficients and gradients are those of the condensed ones."""
 
+from functools import partial
+
 import pytest
 import torch
 from bounds.nets import KINDS, random_case
@@ -12,7 +14,7 @@ from sabr.bounds.interval import margin_rows, propagate
 from sabr.bounds.rows import flat, unflat
 from sabr.bounds.stacking import stack
 from sabr.bounds.unrolled import bytes_of_a_query, unroll, work_of_a_pass
-from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, SumStep, cast, forward
+from sabr.networks.steps import ConvolutionStep, FlattenStep, LinearStep, ReLUStep, SumStep, cast, forward
 
 MEMORY = 2**26
 
@@ -117,6 +119,47 @@ def test_points_have_the_networks_values(kind):
     found = whole.push(points, lambda number, y: y.clamp(min=0))
     hidden = forward(steps[:-1], unflat(points.flatten(0, 1), box.lower.shape[1:])).view(*constant.shape, -1)
     torch.testing.assert_close(found, (hidden * weight).sum(2) + constant)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_change_nothing_that_they_were_given(kind):
+    steps, box, rows, inner = posed(4, kind)
+    whole = unroll(steps[:-1], box, *rows, inner)
+    lines = lines_of(whole)
+    at = start_of(whole, lines)
+    passed = backward(whole, lines, at)
+    given = [whole.objective, whole.constant, passed.point, *passed.coefficients, *at.alpha]
+    before = [values.clone() for values in given]
+    gradient(whole, lines, at, passed)
+    again = backward(whole, lines, at)
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+    assert torch.equal(again.lower, passed.lower) and torch.equal(again.point, passed.point)
+
+
+def test_a_network_may_begin_with_a_relu_or_a_flattening():
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, dtype=torch.float64, generator=generator)
+    linear = LinearStep(draw(6, 8), draw(6))
+    convolution = ConvolutionStep(draw(3, 2, 2, 2), draw(3), (1, 1), (0, 0))
+    centre = draw(2, 2, 2, 2)
+    box = Box(centre - 0.7, centre + 0.7)
+    for begin in ([ReLUStep(), FlattenStep(), linear], [FlattenStep(), ReLUStep(), linear], [ReLUStep(), convolution]):
+        hidden = [*begin, ReLUStep(), FlattenStep()]
+        size = forward(hidden, centre).shape[1]
+        weight, constant = draw(2, 5, size), draw(2, 5)
+        inner = propagate(hidden, box).relu_inputs
+        whole, condensed = (
+            unroll(hidden, box, weight, constant, inner),
+            condense(hidden, box, weight, constant, inner, memory=MEMORY),
+        )
+        assert len(whole.layers) == 2 and whole.layers[0].real.any()
+        lines = lines_of(whole)
+        at = start_of(whole, lines)
+        passed, expected = backward(whole, lines, at), backward(condensed, lines, at)
+        torch.testing.assert_close(passed.lower, expected.lower)
+        slopes, others = gradient(whole, lines, at, passed), gradient(condensed, lines, at, expected)
+        for own, other in zip(slopes.alpha, others.alpha, strict=True):
+            torch.testing.assert_close(own, other)
 
 
 def test_offsets_are_the_neurons_own_biases():
