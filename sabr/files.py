@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_writer(*paths: Path) -> Iterator[None]:
-    """Refuse to work on `paths` while another process does.
+    """Refuse to work on `paths`, of which some may be the same, while another process does.
 
     Each is held by a lock on the file ``.<name>.lock`` beside it, which the system frees when its process dies, however
     it dies; the file is removed in the end. Where a file system has no locks nothing is refused: files are still whole
@@ -72,6 +72,19 @@ def sole_writer(*paths: Path) -> Iterator[None]:
         for path in {os.path.abspath(path): path for path in paths}.values():
             held.enter_context(_sole_writer(path))
         yield
+
+
+def allow_suffixes(paths: Iterable[Path], what: str, suffixes: Iterable[str]) -> None:
+    """Refuse names whose suffixes say other formats than those in which `what` can be written.
+
+    Raises
+    ------
+    SabrError
+        Then; it names the suffixes that are allowed.
+    """
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise SabrError(f"{path}: {what} cannot be written as {path.suffix!r}; allowed: {', '.join(suffixes)}")
 
 
 def probe(path: Path) -> None:

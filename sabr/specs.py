@@ -286,7 +286,8 @@ class Cascade(Strict):
     seed
         Of the attacks' random numbers.
     compile
-        Compile the element-wise kernels: pays where shards take many minutes; without a C++ compiler it is left out.
+        Compile the element-wise kernels of bounds, not of branch and bound: pays where shards take many minutes;
+        without a C++ compiler it is left out.
     """
 
     engine: Literal["native", "auto_lirpa"]

@@ -236,10 +236,10 @@ class _Adam:
             return at
         self.count += 1
         # As tensors: a kernel would be compiled for each number anew.
-        rates, *corrections = (
+        slope_rate, *corrections = (
             at.alpha[0].new_full((), number) for number in (rate, 1 - _MOMENTUM**self.count, 1 - _SQUARES**self.count)
         )
-        own = rates.new_full((), multiplier_rate) if self.unit is None else multiplier_rate * self.unit
+        own = slope_rate.new_full((), multiplier_rate) if self.unit is None else multiplier_rate * self.unit
 
         def climb(name: str, values: Sequence[Tensor | None], up: Sequence[Tensor | None], rate: Tensor) -> Any:
             return [
@@ -248,7 +248,7 @@ class _Adam:
             ]
 
         return Multipliers(
-            climb("alpha", at.alpha, slopes.alpha, rates),
+            climb("alpha", at.alpha, slopes.alpha, slope_rate),
             None if at.beta is None or slopes.beta is None else climb("beta", at.beta, slopes.beta, own),
             None if at.mu is None or slopes.mu is None else climb("mu", at.mu, slopes.mu, own),
         )

@@ -81,7 +81,7 @@ class Unrolled(NamedTuple):
     @property
     def bytes(self) -> int:
         """Memory of what is known of the ReLUs, of the objective, and of biases."""
-        tensors = [self.objective, *(t for layer in self.layers for t in layer), *_biases(self.placed)]
+        tensors = [self.objective, *(t for layer in self.layers for t in layer), *_kept(self.placed)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
@@ -207,12 +207,13 @@ class Unrolled(NamedTuple):
         return values
 
 
-def _biases(placed: Sequence[Placed]) -> Iterator[Tensor]:
+def _kept(placed: Sequence[Placed]) -> Iterator[Tensor]:
+    """The biases of steps, and of the paths of sums."""
     for step in placed:
         if step.bias is not None:
             yield step.bias
         for path in step.paths:
-            yield from _biases(path)
+            yield from _kept(path)
 
 
 def _place(steps: Sequence[Step], shape: tuple[int, ...], like: Tensor) -> tuple[list[Placed], tuple[int, ...]]:

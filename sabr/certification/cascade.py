@@ -296,16 +296,14 @@ def _complete(shard: Shard, engine: NativeEngine) -> None:
         queries=asked.subproblems,
         memory=memory // 2,
     )
-    waiting = shard.waiting()
+    # What was compiled now would be charged to the images' time.
     with uncompiled():
-        _in_turns(shard, engine, waiting, preparation, settings)
+        _branch_and_bound(shard, engine, preparation, settings)
 
 
-def _in_turns(
-    shard: Shard, engine: NativeEngine, waiting: list[int], preparation: Preparation, settings: Search
-) -> None:
-    """Images that wait for branch and bound, as many together as memory holds."""
-    memory = shard.spec.memory_mb * 10**6
+def _branch_and_bound(shard: Shard, engine: NativeEngine, preparation: Preparation, settings: Search) -> None:
+    """Images that are open, as many together as memory holds."""
+    waiting, memory = shard.waiting(), shard.spec.memory_mb * 10**6
     while waiting and not shard.stop():
         begun, tasks = time.perf_counter(), dict[int, Task]()
         while waiting and len(tasks) < _TOGETHER and sum(t.problem.bytes for t in tasks.values()) < memory // 4:

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,7 @@ from sabr.cli.options import (
     Title,
 )
 from sabr.errors import SabrError
+from sabr.files import allow_suffixes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +139,7 @@ def table(
         "protocol": (protocol.read, settings.hyper_parameters),
     }
     render = {".csv": layout.to_csv, ".md": layout.to_markdown, ".tex": layout.to_latex, ".html": layout.to_html}
-    _allowed(outputs, "a table", render)
+    allow_suffixes(outputs, "a table", render)
     read, make = kinds[name]
     context = layout.Context(outline.read(outline_file), published.read(published_file), style.read(style_file))
     made = make(read(source), context)
@@ -164,7 +165,7 @@ def claims(
     from sabr.report import gathering, outline, pairs, published, records, style
     from sabr.report.claims import evaluate, model, quantities
 
-    _allowed(outputs, "claims", (".json", ".md"))
+    allow_suffixes(outputs, "claims", (".json", ".md"))
     asked = model.read(claims_file)
     results = quantities.Results(
         outline=outline.read(outline_file),
@@ -241,7 +242,7 @@ def figure(
         "box-sizes": (functools.partial(gathering.read, "box-sizes"), study_figures.box_sizes),
         "eps-curve": (functools.partial(gathering.read, "eps-curve"), study_figures.eps_curve),
     }
-    _allowed(outputs, "a figure", style.FORMATS)
+    allow_suffixes(outputs, "a figure", style.FORMATS)
     read, draw = kinds[name]
     data = read(source)
     if methods:
@@ -284,9 +285,3 @@ def page(
         style=style.read(style_file),
     )
     write_text(output, build.build(sources))
-
-
-def _allowed(paths: Iterable[Path], what: str, suffixes: Iterable[str]) -> None:
-    for path in paths:
-        if path.suffix not in suffixes:
-            raise SabrError(f"{path}: {what} cannot be written as {path.suffix!r}; allowed: {', '.join(suffixes)}")

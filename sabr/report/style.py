@@ -10,8 +10,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveFloat
 
-from sabr.errors import SabrError
-from sabr.files import atomic
+from sabr.files import allow_suffixes, atomic
 from sabr.layers import read_yaml
 from sabr.methods import Strict
 from sabr.problems import checked
@@ -109,8 +108,7 @@ def save(figure: Figure, path: Path) -> None:
     SabrError
         When the suffix is neither .pdf nor .png, or the file cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise SabrError(f"{path}: a figure cannot be written as {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    allow_suffixes([path], "a figure", FORMATS)
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
     with matplotlib.style.context(["default", _MPLSTYLE]), atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)

@@ -127,13 +127,13 @@ def test_passes_change_nothing_that_they_were_given(kind):
     whole = unroll(steps[:-1], box, *rows, inner)
     lines = lines_of(whole)
     at = start_of(whole, lines)
-    passed = backward(whole, lines, at)
-    given = [whole.objective, whole.constant, passed.point, *passed.coefficients, *at.alpha]
+    given = [whole.objective, whole.constant, *at.alpha]
     before = [values.clone() for values in given]
+    passed = backward(whole, lines, at)
+    given += [passed.lower, passed.point, *passed.coefficients]
+    before += [values.clone() for values in given[len(before) :]]
     gradient(whole, lines, at, passed)
-    again = backward(whole, lines, at)
     assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
-    assert torch.equal(again.lower, passed.lower) and torch.equal(again.point, passed.point)
 
 
 def test_a_network_may_begin_with_a_relu_or_a_flattening():
@@ -148,10 +148,8 @@ def test_a_network_may_begin_with_a_relu_or_a_flattening():
         size = forward(hidden, centre).shape[1]
         weight, constant = draw(2, 5, size), draw(2, 5)
         inner = propagate(hidden, box).relu_inputs
-        whole, condensed = (
-            unroll(hidden, box, weight, constant, inner),
-            condense(hidden, box, weight, constant, inner, memory=MEMORY),
-        )
+        whole = unroll(hidden, box, weight, constant, inner)
+        condensed = condense(hidden, box, weight, constant, inner, memory=MEMORY)
         assert len(whole.layers) == 2 and whole.layers[0].real.any()
         lines = lines_of(whole)
         at = start_of(whole, lines)
